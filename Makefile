@@ -1,0 +1,38 @@
+# make quickstart | test | test-slow | lint | install     STACK=openmmlab|onedl   PYTHON=python3
+#
+# With an NVIDIA GPU the default is onedl: mmcv 2.1.0 of the openmmlab stack predates the CUDA 13
+# that the pinned torch brings.
+STACK ?= $(if $(shell nvidia-smi -L 2>/dev/null),onedl,openmmlab)
+PYTHON ?= python3
+ARGS ?=
+
+ifeq ($(filter $(STACK),openmmlab onedl),)
+$(error STACK is openmmlab or onedl, got "$(STACK)")
+endif
+
+VENV := .venv/$(STACK)
+RUN := $(VENV)/bin/python
+
+.PHONY: quickstart test test-slow lint install clean
+
+quickstart: install
+	$(RUN) tools/quickstart.py $(ARGS)
+
+test: install
+	$(RUN) -m pytest $(ARGS)
+
+test-slow: install
+	$(RUN) -m pytest --slow $(ARGS)
+
+lint: install
+	$(RUN) -m ruff check .
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt \
+		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py
+	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
+	@touch $@
+
+clean:
+	rm -rf .venv

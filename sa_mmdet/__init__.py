@@ -1,0 +1,14 @@
+"""SA-Net (Shuffle Attention, arXiv 2102.00240) for MMDetection.
+
+Importing the package registers its layers and backbones, so that a config only needs
+``custom_imports = dict(imports=['sa_mmdet'])``.
+"""
+from .environment import check_environment
+
+check_environment()
+
+from .checkpoint import allow_mmengine_checkpoints  # noqa: E402
+from .models import *  # noqa: E402, F403
+from .version import __version__  # noqa: E402
+
+allow_mmengine_checkpoints()

@@ -1,0 +1,27 @@
+"""Let ``torch.load(weights_only=True)``, the default since torch 2.6, read MMEngine's checkpoints."""
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+
+try:
+    from numpy._core.multiarray import _reconstruct, scalar
+except ImportError:  # numpy < 2
+    from numpy.core.multiarray import _reconstruct, scalar
+
+# The log history: arrays of floats and integers. None of these runs code of the file's choosing.
+HISTORY_DTYPES = ('float32', 'float64', 'int32', 'int64')
+
+
+def mmengine_safe_globals() -> list:
+    """The globals, besides tensors, that a checkpoint of MMEngine's Runner holds."""
+    dtypes = [type(np.dtype(name)) for name in HISTORY_DTYPES]
+    # numpy 2 moved numpy.core to numpy._core; a file carries the name of the numpy that wrote it.
+    reconstructors = [(function, f'numpy.{core}.multiarray.{function.__name__}')
+                      for function in (_reconstruct, scalar) for core in ('core', '_core')]
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *reconstructors]
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Allow ``mmengine_safe_globals`` in this process; torch < 2.6 does not ask."""
+    if hasattr(torch.serialization, 'add_safe_globals'):
+        torch.serialization.add_safe_globals(mmengine_safe_globals())

@@ -1,0 +1,56 @@
+"""The check, at import, that what sa_mmdet stands on is there."""
+import importlib
+import warnings
+from importlib.util import find_spec
+
+from packaging.version import Version
+
+MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
+
+HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under "Installation": '
+                  '`make install` in the repository, or by hand torch, then '
+                  '`mmengine mmcv==2.1.0 mmdet` or `onedl-mmengine onedl-mmcv onedl-mmdetection`.')
+
+
+def check_environment() -> None:
+    """Import torch, mmengine, mmcv and mmdet, in this order.
+
+    Raises:
+        ImportError: one is missing, too old, refused by MMDetection, or (where MMDetection cannot
+            do without them) mmcv lacks its operators. The message names it, its version and what
+            to do.
+
+    Warns:
+        UserWarning: mmcv lacks its operators, and MMDetection gets by: backbones work, detectors
+            do not.
+    """
+    for package, minimum in MINIMUM_VERSIONS.items():
+        _check_package(package, minimum)
+    _check_operators()
+
+
+def _check_package(package: str, minimum: str) -> None:
+    if find_spec(package) is None:
+        raise ImportError(f'sa_mmdet needs {package} >= {minimum}, which is not installed. '
+                          f'{HOW_TO_INSTALL}')
+    try:
+        version = importlib.import_module(package).__version__
+    except AssertionError as error:  # how mmdet refuses an mmcv or mmengine
+        raise ImportError(f'{package} does not import: {error} {HOW_TO_INSTALL}') from error
+    if Version(version) < Version(minimum):
+        raise ImportError(f'sa_mmdet needs {package} >= {minimum}, found {version}. '
+                          f'{HOW_TO_INSTALL}')
+
+
+def _check_operators() -> None:
+    if find_spec('mmcv._ext') is not None:
+        return
+    advice = ('mmcv is installed without its operators (no mmcv._ext), which detectors need: '
+              'mmcv-lite, or an mmcv that was built before torch was installed. Uninstall it, then '
+              '`pip install --no-build-isolation mmcv==2.1.0` (or onedl-mmcv) with '
+              '"setuptools<81", wheel, ninja and psutil installed.')
+    try:
+        importlib.import_module('mmdet.models')
+    except ImportError as error:
+        raise ImportError(advice) from error
+    warnings.warn(f'{advice} Backbones and attention layers work without them.', stacklevel=4)

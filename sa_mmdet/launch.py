@@ -1,0 +1,101 @@
+"""Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack."""
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import mmdet
+import torch
+import torch.distributed
+from mmengine.config import Config, ConfigDict
+
+MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
+
+# DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
+CPU_WRAPPER_OPTIONS = [
+    'model_wrapper_cfg.type=MMDistributedDataParallel', 'model_wrapper_cfg.device_ids=None',
+    'model_wrapper_cfg.broadcast_buffers=False'
+]
+
+
+def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
+    """Run a script of the installed MMDetection with this process's command line.
+
+    Args:
+        name: 'train.py' or 'test.py'.
+        splits: the data sets that the script reads, of 'train', 'val' and 'test'.
+
+    Raises:
+        SystemExit: the configuration, the checkpoint or a data set is missing, the processes
+            cannot be started on this machine, or the script itself exits.
+    """
+    script = MMDET_TOOLS / name
+    if not script.is_file():
+        sys.exit(f'error: {script} is missing: install MMDetection from its wheel or by '
+                 '`pip install`, which put its tools there')
+    tool = runpy.run_path(str(script), run_name='mmdet_tool')
+    args = tool['parse_args']()
+    _check_files(args)
+    config = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    _check_data(config, splits)
+    if args.launcher != 'none' and not torch.cuda.is_available():
+        _start_cpu_processes(args.launcher, config.get('find_unused_parameters', False))
+    tool['main']()
+
+
+def _check_files(args) -> None:
+    for what in ('config', 'checkpoint'):
+        path = getattr(args, what, None)
+        if path is not None and '://' not in path and not Path(path).expanduser().is_file():
+            sys.exit(f'error: {what} {Path(path).absolute()} does not exist')
+
+
+def _check_data(config: Config, splits: tuple[str, ...]) -> None:
+    missing = [path for path in _data_paths(config, splits) if not path.exists()]
+    if missing:
+        listed = '\n'.join(f'  {path.absolute()}' for path in dict.fromkeys(missing))
+        sys.exit(f'error: the data set is incomplete; not found:\n{listed}\n'
+                 'Put COCO, or a link to it, under data/coco of the folder where you start the '
+                 'command, or say where it is with --cfg-options (README, "Data").')
+
+
+def _data_paths(config: Config, splits: tuple[str, ...]) -> Iterator[Path]:
+    """The local files and folders that the data sets of ``splits`` are read from."""
+    for split in splits:
+        for dataset in _datasets(config.get(f'{split}_dataloader')):
+            sources = [dataset.get('ann_file'), *dataset.get('data_prefix', {}).values()]
+            for source in filter(None, sources):
+                path = os.path.join(dataset.get('data_root') or '', source)
+                if '://' not in path:
+                    yield Path(path)
+        evaluators = config.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if evaluator.get('ann_file') and '://' not in evaluator.ann_file:
+                yield Path(evaluator.ann_file)
+
+
+def _datasets(node) -> Iterator[ConfigDict]:
+    """The data sets below a data loader's configuration, inside any wrappers."""
+    if isinstance(node, list):
+        for item in node:
+            yield from _datasets(item)
+    elif isinstance(node, dict):
+        if 'ann_file' in node:
+            yield node
+        for key in ('dataset', 'datasets'):
+            yield from _datasets(node.get(key))
+
+
+def _start_cpu_processes(launcher: str, find_unused_parameters: bool) -> None:
+    """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
+    if launcher != 'pytorch':
+        sys.exit(f'error: --launcher {launcher} needs a GPU on every node, and this one has none. '
+                 'On CPUs use tools/dist_train.sh and tools/dist_test.sh.')
+    torch.distributed.init_process_group('gloo')
+    sys.argv += [
+        '--cfg-options', *CPU_WRAPPER_OPTIONS,
+        f'model_wrapper_cfg.find_unused_parameters={find_unused_parameters}'
+    ]

@@ -1,0 +1,67 @@
+"""What every attention layer shares: its checks, and its registration."""
+from numbers import Integral
+
+from mmdet.registry import MODELS
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+
+
+def register_attention(layer: type) -> type:
+    """Register ``layer`` for MMDetection, and where mmcv keeps its own plugin layers.
+
+    mmcv looks a plugin up in the default scope; a backbone built by hand, with no default scope,
+    finds it in the root registry.
+    """
+    ROOT_MODELS.register_module(module=layer)
+    return MODELS.register_module(module=layer)
+
+
+def check_positive_int(name: str, value: int) -> None:
+    """Raise TypeError or ValueError unless ``value`` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f'{name} must be an integer, got {value!r}')
+    if value < 1:
+        raise ValueError(f'{name} must be at least 1, got {value}')
+
+
+class AttentionLayer(nn.Module):
+    """A layer that reweights a feature map and keeps its shape and dtype.
+
+    Subclasses define ``attend`` and ``_abbr_``, the name under which a backbone's bottleneck
+    holds the layer.
+
+    Args:
+        in_channels: channels C of the input.
+
+    Raises:
+        TypeError, ValueError: ``in_channels`` is not a positive integer.
+    """
+
+    _abbr_: str
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        check_positive_int('in_channels', in_channels)
+        self.in_channels = in_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reweight ``x``.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            (N, C, H, W) in the dtype of ``x``, under autocast too.
+
+        Raises:
+            ValueError: ``x`` is not 4-D or has other than C channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'{type(self).__name__} expects input of shape (N, {self.in_channels}, H, W), '
+                f'got {tuple(x.shape)}')
+        return self.attend(x)
+
+    def attend(self, x: Tensor) -> Tensor:
+        """Reweight ``x``, whose shape has been checked."""
+        raise NotImplementedError

@@ -1,0 +1,48 @@
+import torch
+from torch import Tensor, nn
+
+from .base import AttentionLayer, check_positive_int, register_attention
+from .squeeze_excitation import reduced_channels
+
+
+@register_attention
+class CBAM(AttentionLayer):
+    """Convolutional block attention module (Woo et al., arXiv 1807.06521, equations 1 to 3).
+
+    Channels are gated by the sum of an MLP over their global average and over their global
+    maximum; then positions by a convolution, with batch norm, over the mean and the maximum of
+    their channels.
+
+    Args:
+        in_channels: channels C of the input.
+        reduction: C / reduction hidden channels in the MLP; 16 in the paper.
+        kernel_size: of the spatial convolution, odd; 7 in the paper.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), H and W at least 1.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: an argument is below 1, ``reduction`` exceeds ``in_channels``, or
+            ``kernel_size`` is even.
+    """
+
+    _abbr_ = 'cbam'
+
+    def __init__(self, in_channels: int, reduction: int = 16, kernel_size: int = 7):
+        super().__init__(in_channels)
+        hidden = reduced_channels(in_channels, reduction)
+        check_positive_int('kernel_size', kernel_size)
+        if kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size must be odd, got {kernel_size}')
+        self.mlp = nn.Sequential(
+            nn.Linear(in_channels, hidden), nn.ReLU(), nn.Linear(hidden, in_channels))
+        self.spatial = nn.Sequential(
+            nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(1, momentum=0.01))
+
+    def attend(self, x: Tensor) -> Tensor:
+        channel_gate = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        x = x * channel_gate.to(x.dtype)[:, :, None, None]
+        pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        return x * self.spatial(pooled).sigmoid().to(x.dtype)

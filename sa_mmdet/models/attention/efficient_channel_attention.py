@@ -1,0 +1,39 @@
+import math
+
+from torch import Tensor, nn
+
+from .base import AttentionLayer, register_attention
+
+
+@register_attention
+class EfficientChannelAttention(AttentionLayer):
+    """Efficient channel attention (ECA-Net, Wang et al., arXiv 1910.03151, equations 9 and 12).
+
+    Every channel is gated by the sigmoid of a 1-D convolution, without bias, over the global
+    averages of its k neighbours; k is the odd number next to (log2 C + b) / gamma.
+
+    Args:
+        in_channels: channels C of the input.
+        gamma, b: the mapping from C to k; 2 and 1 in the paper.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W).
+
+    Raises:
+        TypeError: ``in_channels`` is not an integer.
+        ValueError: ``in_channels`` is below 1 or ``gamma`` is not positive.
+    """
+
+    _abbr_ = 'eca'
+
+    def __init__(self, in_channels: int, gamma: float = 2, b: float = 1):
+        super().__init__(in_channels)
+        if gamma <= 0:
+            raise ValueError(f'gamma must be positive, got {gamma}')
+        k = int(abs((math.log2(in_channels) + b) / gamma))
+        k += 1 - k % 2
+        self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
+
+    def attend(self, x: Tensor) -> Tensor:
+        gate = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1).sigmoid()
+        return x * gate.to(x.dtype)[:, :, None, None]

@@ -1,0 +1,96 @@
+import torch
+from torch import Tensor, nn
+
+from ...ops.shuffle_attention import shuffle_attention, shuffle_attention_reference
+from .base import AttentionLayer, check_positive_int, register_attention
+
+FC_CHOICES = ('affine', 'conv', 'none')
+
+
+def _check_groups(in_channels: int, groups: int) -> None:
+    check_positive_int('groups', groups)
+    if in_channels % (2 * groups):
+        fitting = [g for g in range(1, in_channels // 2 + 1) if in_channels % (2 * g) == 0]
+        advice = f'use one of groups={fitting}' if fitting else 'an odd number of channels never is'
+        raise ValueError(
+            f'in_channels={in_channels} is not divisible by 2 * groups = {2 * groups} '
+            f'(groups={groups}): {advice}')
+
+
+@register_attention
+class ShuffleAttention(AttentionLayer):
+    """Shuffle attention (SA-Net, Zhang & Yang, arXiv 2102.00240, section 3).
+
+    The channels are split into ``groups`` groups, each group into two halves. The first half is
+    gated per channel by its global average, the second per position by its normalised values; a
+    channel shuffle mixes the halves. With p = C / (2 * groups), all groups share 6 p parameters,
+    named and shaped as in the published checkpoints: ``cweight``, ``sweight`` (zeros), ``cbias``,
+    ``sbias`` (ones), each (1, p, 1, 1), ``gn.weight`` (ones) and ``gn.bias`` (zeros), each (p,).
+
+    Args:
+        in_channels: channels C of the input, divisible by 2 * groups.
+        groups: number of groups; 64 in the paper.
+        eps: added to the variance in the group norm.
+        gn: False leaves the spatial branch without group norm (Table 1, "w/o gn").
+        shuffle: False leaves out the channel shuffle (Table 1, "w/o shuffle").
+        fc: the function F_c before each sigmoid: 'affine', a scale and shift per channel; 'none',
+            the identity (Table 1, "w/o Fc"); 'conv', a 1x1 convolution p -> p with bias
+            (Table 1, "1x1 Conv"), in ``channel_conv`` and ``spatial_conv``.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W), any floating dtype.
+
+    Raises:
+        TypeError: ``in_channels`` or ``groups`` is not an integer.
+        ValueError: ``in_channels`` or ``groups`` is below 1, C is not divisible by 2 * groups, or
+            ``fc`` is none of the three.
+    """
+
+    _abbr_ = 'sa'
+
+    def __init__(self,
+                 in_channels: int,
+                 groups: int = 64,
+                 eps: float = 1e-5,
+                 gn: bool = True,
+                 shuffle: bool = True,
+                 fc: str = 'affine'):
+        super().__init__(in_channels)
+        _check_groups(in_channels, groups)
+        if fc not in FC_CHOICES:
+            raise ValueError(f'fc must be one of {FC_CHOICES}, got {fc!r}')
+        self.groups = groups
+        self.eps = eps
+        self.shuffle = shuffle
+        self.fc = fc
+
+        p = in_channels // (2 * groups)
+        if fc == 'affine':
+            self.cweight = nn.Parameter(torch.zeros(1, p, 1, 1))
+            self.cbias = nn.Parameter(torch.ones(1, p, 1, 1))
+            self.sweight = nn.Parameter(torch.zeros(1, p, 1, 1))
+            self.sbias = nn.Parameter(torch.ones(1, p, 1, 1))
+        elif fc == 'conv':
+            self.channel_conv = nn.Conv2d(p, p, 1)
+            self.spatial_conv = nn.Conv2d(p, p, 1)
+        self.gn = nn.GroupNorm(p, p, eps) if gn else None
+
+    def attend(self, x: Tensor) -> Tensor:
+        if self.fc == 'affine' and self.gn is not None and self.shuffle:
+            return shuffle_attention(x, self.cweight, self.cbias, self.sweight, self.sbias,
+                                     self.gn.weight, self.gn.bias, self.groups, self.eps)
+        return self._attend_ablated(x)
+
+    def _attend_ablated(self, x: Tensor) -> Tensor:
+        fc = (None, ) * 4
+        if self.fc == 'affine':
+            fc = self.cweight, self.cbias, self.sweight, self.sbias
+        elif self.fc == 'conv':
+            fc = (self.channel_conv.weight, self.channel_conv.bias, self.spatial_conv.weight,
+                  self.spatial_conv.bias)
+        gn = (self.gn.weight, self.gn.bias) if self.gn is not None else (None, None)
+        return shuffle_attention_reference(x, *fc, *gn, self.groups, self.eps, self.shuffle)
+
+    def extra_repr(self) -> str:
+        return (f'{self.in_channels}, groups={self.groups}, eps={self.eps}, '
+                f'gn={self.gn is not None}, shuffle={self.shuffle}, fc={self.fc!r}')

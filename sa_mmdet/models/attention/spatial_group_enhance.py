@@ -1,0 +1,51 @@
+import torch
+from torch import Tensor, nn
+
+from .base import AttentionLayer, check_positive_int, register_attention
+
+
+@register_attention
+class SpatialGroupEnhance(AttentionLayer):
+    """Spatial group-wise enhancement (SGE-Net, Li et al., arXiv 1905.09646, equations 1 to 6).
+
+    Within each group of channels every position is gated by its similarity to the group's global
+    average, standardised over the positions, scaled and shifted per group. Float16 and bfloat16
+    input is standardised in float32.
+
+    Args:
+        in_channels: channels C of the input, divisible by ``groups``.
+        groups: number of groups; 64 in the paper.
+        eps: added to the standard deviation.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W).
+
+    Raises:
+        TypeError: ``in_channels`` or ``groups`` is not an integer.
+        ValueError: one of them is below 1, or C is not divisible by ``groups``.
+    """
+
+    _abbr_ = 'sge'
+
+    def __init__(self, in_channels: int, groups: int = 64, eps: float = 1e-5):
+        super().__init__(in_channels)
+        check_positive_int('groups', groups)
+        if in_channels % groups:
+            raise ValueError(f'in_channels={in_channels} is not divisible by groups={groups}')
+        self.groups = groups
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
+        self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
+
+    def attend(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        grouped = x.reshape(n, self.groups, c // self.groups, h, w)
+        z = grouped.to(torch.promote_types(x.dtype, torch.float32))
+        similarity = (z * z.mean((3, 4), keepdim=True)).sum(2)
+        # The authors' deviation is the unbiased one; one position alone has none.
+        std, mean = torch.std_mean(similarity, (2, 3), correction=int(h * w > 1), keepdim=True)
+        gate = torch.sigmoid(self.weight * (similarity - mean) / (std + self.eps) + self.bias)
+        return (grouped * gate.to(x.dtype).unsqueeze(2)).reshape(n, c, h, w)
+
+    def extra_repr(self) -> str:
+        return f'{self.in_channels}, groups={self.groups}, eps={self.eps}'

@@ -1,0 +1,46 @@
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import AttentionLayer, check_positive_int, register_attention
+
+
+@register_attention
+class SqueezeExcitation(AttentionLayer):
+    """Squeeze-and-Excitation (SENet, Hu et al., arXiv 1709.01507, equations 2 to 4).
+
+    Every channel is gated by sigmoid(fc2(relu(fc1(global average)))).
+
+    Args:
+        in_channels: channels C of the input.
+        reduction: C / reduction hidden channels; 16 in the paper.
+        bias: biases in the two linear layers: none in the detectors of SA-Net's Table 3, present
+            in the classifiers of its Table 2.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W).
+
+    Raises:
+        TypeError: ``in_channels`` or ``reduction`` is not an integer.
+        ValueError: one of them is below 1, or ``reduction`` exceeds ``in_channels``.
+    """
+
+    _abbr_ = 'se'
+
+    def __init__(self, in_channels: int, reduction: int = 16, bias: bool = False):
+        super().__init__(in_channels)
+        hidden = reduced_channels(in_channels, reduction)
+        self.fc1 = nn.Linear(in_channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, in_channels, bias=bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid()
+        return x * gate.to(x.dtype)[:, :, None, None]
+
+
+def reduced_channels(in_channels: int, reduction: int) -> int:
+    """Hidden channels of a bottleneck MLP; raises where none would be left."""
+    check_positive_int('reduction', reduction)
+    if reduction > in_channels:
+        raise ValueError(f'reduction={reduction} leaves no hidden channel of '
+                         f'in_channels={in_channels}: use a reduction of at most {in_channels}')
+    return in_channels // reduction

@@ -1,0 +1,3 @@
+from .attention_resnet import AttentionResNet, SAResNet
+
+__all__ = ['AttentionResNet', 'SAResNet']

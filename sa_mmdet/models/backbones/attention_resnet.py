@@ -1,0 +1,90 @@
+"""ResNet with an attention layer at the end of every bottleneck."""
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
+from mmdet.registry import MODELS
+
+from ..attention import AttentionLayer
+
+
+def _find_layer(name: str) -> type:
+    layer = MODELS.get(name)
+    if layer is None:
+        known = sorted(cls.__name__ for cls in AttentionLayer.__subclasses__())
+        raise ValueError(f'unknown attention type {name!r}: known are {", ".join(known)}, and any '
+                         'plugin layer registered in mmdet.registry.MODELS')
+    return layer
+
+
+@MODELS.register_module()
+class AttentionResNet(ResNet):
+    """``mmdet.ResNet`` whose bottlenecks hold an attention layer after bn3, before the addition.
+
+    The layer is found in a block under its ``_abbr_``: ``layer1.0.sa``, ``layer1.0.se``, ... The
+    network is the same, in its keys and its output, as
+    ``ResNet(depth, plugins=[dict(cfg=attention, position='after_conv3')])``.
+
+    Args:
+        depth: 50, 101 or 152.
+        attention: the layer's type, or its config: ``dict(type='SqueezeExcitation',
+            reduction=8)``.
+        plugins: further plugins, as ``mmdet.ResNet`` takes them; those after conv3 follow the
+            attention.
+        **kwargs: every other argument of ``mmdet.ResNet``.
+
+    Shape:
+        (N, 3, H, W) -> a tuple of (N, 256 * 2^i, H / 2^(i + 2), W / 2^(i + 2)) for i in
+        ``out_indices``.
+
+    Raises:
+        ValueError: the depth has no bottlenecks, or the attention is unknown or does not fit.
+    """
+
+    arch_settings = {
+        depth: setting
+        for depth, setting in ResNet.arch_settings.items() if setting[0] is Bottleneck
+    }
+
+    def __init__(self,
+                 depth: int,
+                 attention: str | dict,
+                 plugins: list[dict] | None = None,
+                 **kwargs):
+        if depth not in self.arch_settings:
+            raise ValueError(
+                f'{type(self).__name__} needs a ResNet made of bottlenecks: depth must be one of '
+                f'{sorted(self.arch_settings)}, got {depth!r}')
+        if isinstance(attention, str):
+            attention = dict(type=attention)
+        if not isinstance(attention, dict) or 'type' not in attention:
+            raise ValueError('attention must be the name of a layer or a config with a "type", '
+                             f'got {attention!r}')
+        layer = attention['type']
+        if isinstance(layer, str):
+            layer = _find_layer(layer)
+        plugin = dict(cfg=dict(attention, type=layer), position='after_conv3')
+        super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
+
+    def train(self, mode: bool = True) -> 'AttentionResNet':
+        """Set the training mode, normalisation and frozen stages excepted; return the module.
+
+        MMDetection's ResNet returns nothing, which breaks PyTorch's ``model.eval()`` idiom.
+        """
+        super().train(mode)
+        return self
+
+
+@MODELS.register_module()
+class SAResNet(AttentionResNet):
+    """SA-ResNet (Zhang & Yang, arXiv 2102.00240): ``AttentionResNet`` with shuffle attention.
+
+    Args:
+        depth: 50, 101 or 152.
+        attention: options of ``ShuffleAttention``, such as ``dict(groups=32)``.
+        **kwargs: as for ``AttentionResNet``.
+
+    Raises:
+        ValueError: as ``AttentionResNet``; the channels do not divide by 2 * groups.
+    """
+
+    def __init__(self, depth: int, attention: dict | None = None, **kwargs):
+        attention = dict(type='ShuffleAttention') | (attention or {})
+        super().__init__(depth, attention=attention, **kwargs)

@@ -1,0 +1,3 @@
+from .shuffle_attention import shuffle_attention
+
+__all__ = ['shuffle_attention']
