@@ -9,6 +9,6 @@ check_environment()
 
 from .checkpoint import allow_mmengine_checkpoints  # noqa: E402
 from .models import *  # noqa: E402, F403
-from .version import __version__  # noqa: E402
+from .version import __version__ as __version__  # noqa: E402
 
 allow_mmengine_checkpoints()

@@ -7,8 +7,8 @@ from packaging.version import Version
 
 MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
 
-HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under "Installation": '
-                  '`make install` in the repository, or by hand torch, then '
+HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under '
+                  '"Installation": `make install` in the repository, or by hand torch, then '
                   '`mmengine mmcv==2.1.0 mmdet` or `onedl-mmengine onedl-mmcv onedl-mmdetection`.')
 
 

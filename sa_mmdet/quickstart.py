@@ -30,7 +30,7 @@ def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:
     """
     generate_shapes(config.train_dataloader.dataset.data_root)
     config.resume = True
-    config.train_cfg.val_interval = config.train_cfg.max_epochs + 1  # evaluated once, at the end
+    config.train_cfg.val_begin = config.train_cfg.max_epochs + 1  # evaluated once, at the end
     runner = Runner.from_cfg(config)
     runner.train()
     metrics = runner.test()

@@ -4,10 +4,10 @@ _base_ = '../mask_rcnn/mask-rcnn_sa-r50_fpn_1x_coco.py'
 
 classes = ('circle', 'square', 'triangle')
 channels = 64
-max_epochs = 8
+max_epochs = 4
 
 model = dict(
-    backbone=dict(frozen_stages=-1, norm_eval=False, zero_init_residual=False),
+    backbone=dict(frozen_stages=-1, norm_eval=False),
     neck=dict(out_channels=channels),
     rpn_head=dict(
         in_channels=channels,
@@ -29,7 +29,7 @@ dataset = dict(
     data_root='data/shapes/',
     metainfo=dict(classes=classes))
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(
@@ -39,7 +39,8 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-            dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+            dict(type='Resize', scale=(96, 96), keep_ratio=True),
+            dict(type='RandomFlip', prob=0.5),
             dict(type='PackDetInputs')
         ]))
 val_dataloader = dict(
@@ -51,7 +52,7 @@ val_dataloader = dict(
         data_prefix=dict(img='val/'),
         pipeline=[
             dict(type='LoadImageFromFile'),
-            dict(type='Resize', scale=(160, 160), keep_ratio=True),
+            dict(type='Resize', scale=(96, 96), keep_ratio=True),
             dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
             dict(
                 type='PackDetInputs',
@@ -63,7 +64,7 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=5e-4, weight_decay=0.01),
+    optimizer=dict(_delete_=True, type='AdamW', lr=5e-4, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=10.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
@@ -75,3 +76,5 @@ param_scheduler = [
 ]
 default_hooks = dict(
     logger=dict(interval=10), checkpoint=dict(max_keep_ckpts=2), visualization=dict(draw=False))
+
+randomness = dict(seed=0)

@@ -1,4 +1,7 @@
-"""Let ``torch.load(weights_only=True)``, the default since torch 2.6, read MMEngine's checkpoints."""
+"""Let ``torch.load(weights_only=True)``, torch 2.6's default, read MMEngine's checkpoints."""
+from collections.abc import Callable
+from pickle import UnpicklingError
+
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
@@ -12,13 +15,25 @@ except ImportError:  # numpy < 2
 HISTORY_DTYPES = ('float32', 'float64', 'int32', 'int64')
 
 
+def _history_statistic(owner: type, name: str) -> Callable:
+    """What a checkpoint may ask of getattr: one of HistoryBuffer's statistics."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
+    return getattr(HistoryBuffer, name)
+
+
 def mmengine_safe_globals() -> list:
-    """The globals, besides tensors, that a checkpoint of MMEngine's Runner holds."""
+    """The globals, besides tensors, that a checkpoint of MMEngine's Runner holds.
+
+    A HistoryBuffer is pickled with its methods, each as a call of ``getattr``; in its place stands
+    a function that gives out these methods alone.
+    """
     dtypes = [type(np.dtype(name)) for name in HISTORY_DTYPES]
     # numpy 2 moved numpy.core to numpy._core; a file carries the name of the numpy that wrote it.
     reconstructors = [(function, f'numpy.{core}.multiarray.{function.__name__}')
                       for function in (_reconstruct, scalar) for core in ('core', '_core')]
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *reconstructors]
+    statistic = (_history_statistic, 'builtins.getattr')
+    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *reconstructors, statistic]
 
 
 def allow_mmengine_checkpoints() -> None:

@@ -7,13 +7,15 @@ import cv2
 import numpy as np
 
 CLASSES = ('circle', 'square', 'triangle')
+MAX_TILT = np.pi / 9
 PLACEMENT_TRIES = 20
 
 
 def _outline(name: str, radius: float, angle: float) -> np.ndarray:
     """Corners (K, 2) of a shape around the origin that fits a circle of ``radius`` pixels."""
     corners = {'circle': 32, 'square': 4, 'triangle': 3}[name]
-    turns = angle + 2 * np.pi * np.arange(corners) / corners
+    upright = np.pi / 2 + np.pi / corners  # an edge below, as on a table
+    turns = angle + upright + 2 * np.pi * np.arange(corners) / corners
     return radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
 
 
@@ -28,7 +30,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[t
     placed, shapes = [], []
     for _ in range(rng.integers(2, 6)):
         for _ in range(PLACEMENT_TRIES):
-            radius = rng.uniform(size / 12, size / 5)
+            radius = rng.uniform(size / 10, size / 4)
             centre = rng.uniform(radius + 1, size - radius - 1, 2)
             if not _overlaps(centre, radius, placed):
                 break
@@ -36,7 +38,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[t
             continue
         placed.append((centre, radius))
         label = int(rng.integers(len(CLASSES)))
-        outline = centre + _outline(CLASSES[label], radius, rng.uniform(0, 2 * np.pi))
+        outline = centre + _outline(CLASSES[label], radius, rng.uniform(-MAX_TILT, MAX_TILT))
         cv2.fillPoly(image, [outline.round().astype(np.int32)], rng.uniform(0, 255, 3).tolist())
         shapes.append((label, outline))
     return image.clip(0, 255).astype(np.uint8), shapes
@@ -65,14 +67,18 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: int) -> No
             annotations.append(
                 dict(id=len(annotations) + 1, image_id=image_id, **_annotation(*shape)))
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
-    content = dict(images=images, annotations=annotations, categories=categories)
+    content = dict(
+        info=dict(description='drawn shapes'),
+        images=images,
+        annotations=annotations,
+        categories=categories)
     (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
 
 
 def generate_shapes(root: str | Path,
-                    train: int = 400,
+                    train: int = 500,
                     val: int = 100,
-                    size: int = 160,
+                    size: int = 256,
                     seed: int = 0) -> None:
     """Write the data set, unless it is already there with the same settings.
 

@@ -5,8 +5,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import sa_mmdet.models as models
-from sa_mmdet.models import (CBAM, AttentionLayer, EfficientChannelAttention, ShuffleAttention,
-                             SpatialGroupEnhance, SqueezeExcitation)
+from sa_mmdet.models import (
+    CBAM,
+    AttentionLayer,
+    EfficientChannelAttention,
+    ShuffleAttention,
+    SpatialGroupEnhance,
+    SqueezeExcitation,
+)
 
 LAYERS = [ShuffleAttention, SqueezeExcitation, EfficientChannelAttention, SpatialGroupEnhance, CBAM]
 SMALL = [(ShuffleAttention, dict(groups=2)), (SqueezeExcitation, dict(reduction=2)),
@@ -85,7 +91,8 @@ def test_squeeze_excitation():
     assert SqueezeExcitation(256, bias=True).fc2.bias is not None
 
 
-@pytest.mark.parametrize(('channels', 'kernel'), [(64, 3), (256, 5), (512, 5), (1024, 5), (2048, 7)])
+@pytest.mark.parametrize(('channels', 'kernel'),
+                         [(64, 3), (256, 5), (512, 5), (1024, 5), (2048, 7)])
 def test_efficient_channel_attention_kernel(channels, kernel):
     """The odd k for gamma = 2, b = 1 (ECA-Net, equation 12)."""
     assert EfficientChannelAttention(channels).conv.weight.shape == (1, 1, kernel)
@@ -198,7 +205,7 @@ def test_channels_that_groups_do_not_divide():
     with pytest.raises(ValueError, match=r'in_channels=96 .* 2 \* groups = 128 .*'
                        r'\[1, 2, 3, 4, 6, 8, 12, 16, 24, 48\]'):
         ShuffleAttention(96)
-    with pytest.raises(ValueError, match='in_channels=33 .* odd number'):
+    with pytest.raises(ValueError, match=r'in_channels=33 .* odd number'):
         ShuffleAttention(33, groups=1)
     with pytest.raises(ValueError, match='in_channels=96 is not divisible by groups=64'):
         SpatialGroupEnhance(96)

@@ -118,9 +118,9 @@ def test_checkpointing_keeps_outputs_and_gradients():
     plain, checkpointed = SAResNet(50, norm_eval=True), SAResNet(50, with_cp=True)
     checkpointed.load_state_dict(randomised(plain).state_dict())
     grads = []
-    for model in (plain, checkpointed):
+    for model in (plain.double(), checkpointed.double()):
         model.train()
-        sum(y.square().mean() for y in model(image())).backward()
+        sum(y.square().mean() for y in model(image(dtype=torch.float64))).backward()
         grads.append([p.grad for p in model.parameters()])
     assert_same_outputs(*grads)
 
@@ -186,11 +186,12 @@ def test_autocast(dtype):
         outputs = model(image())
     sum(y.float().square().mean() for y in outputs).backward()
     assert seen == [(dtype, dtype)]
-    assert_same_outputs([y.float() for y in outputs], model.float()(image()), rtol=0.2, atol=0.2)
+    for y, expected in zip(outputs, model(image()), strict=True):
+        assert (y.float() - expected).norm() < 0.1 * expected.norm()
 
 
 @pytest.mark.parametrize('backbone', [
-    lambda plugins: ResNeXt(50, groups=32, base_width=4, plugins=plugins),
+    lambda plugins: ResNeXt(depth=50, groups=32, base_width=4, plugins=plugins),
     lambda plugins: ResNeSt(depth=50, plugins=plugins),
     lambda plugins: RegNet('regnetx_3.2gf', plugins=plugins),
 ], ids=['ResNeXt', 'ResNeSt', 'RegNet'])

@@ -21,7 +21,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def _transform(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The paper's F_c: scale and shift, a 1x1 convolution, or nothing, as the weight's shape says."""
+    """The paper's F_c: scale and shift, a 1x1 convolution, or nothing, by the weight's shape."""
     if weight is None:
         return z
     weight, bias = weight.to(z.dtype), bias.to(z.dtype)

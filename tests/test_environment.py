@@ -1,0 +1,49 @@
+"""The check at import, in processes of its own."""
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+import pytest
+
+ONEDL = any(d.name == 'onedl-mmcv' for d in distributions())
+
+
+def import_error(code: str, pythonpath='') -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, '-W', 'always', '-c', f'import sys\n{code}\nimport sa_mmdet'],
+        capture_output=True, text=True, env={'PYTHONPATH': str(pythonpath)})
+
+
+@pytest.mark.parametrize('package', ['torch', 'mmengine', 'mmcv', 'mmdet'])
+def test_missing_package(package):
+    result = import_error(f'sys.modules[{package!r}] = None')
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f'ImportError: sa_mmdet needs {package} >= ')
+    assert 'which is not installed. Install one of the two supported stacks' in last
+
+
+@pytest.mark.parametrize(('package', 'version', 'minimum'), [
+    ('torch', '1.13.1', '2.0'), ('mmcv', '1.7.2', '2.1.0'), ('mmdet', '2.28.2', '3.3.0')])
+def test_old_package(tmp_path, package, version, minimum):
+    (tmp_path / f'{package}.py').write_text(f'__version__ = {version!r}\n')
+    result = import_error('', tmp_path)
+    assert f'sa_mmdet needs {package} >= {minimum}, found {version}.' in result.stderr
+
+
+def test_versions_that_mmdet_refuses(tmp_path):
+    (tmp_path / 'mmdet.py').write_text("assert False, 'MMCV==9.9 is used but incompatible.'\n")
+    result = import_error('', tmp_path)
+    assert 'ImportError: mmdet does not import: MMCV==9.9 is used but incompat' in result.stderr
+
+
+def test_mmcv_without_operators():
+    """The default stack cannot import MMDetection then; the other one can, and backbones run."""
+    result = import_error("sys.modules['mmcv._ext'] = None")
+    assert 'mmcv is installed without its operators' in result.stderr
+    assert 'pip install --no-build-isolation' in result.stderr
+    if ONEDL:
+        assert result.returncode == 0
+        assert 'Backbones and attention layers work without them' in result.stderr
+    else:
+        assert result.returncode == 1
