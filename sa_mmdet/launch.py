@@ -3,12 +3,15 @@ import os
 import runpy
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet
 import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
+
+from .checkpoint import TORCHVISION_MISSING
 
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
@@ -41,6 +44,8 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
     _check_data(config, splits)
+    if 'train' in splits:
+        _check_initial_weights(config)
     if args.launcher != 'none' and not torch.cuda.is_available():
         _start_cpu_processes(args.launcher, config.get('find_unused_parameters', False))
     tool['main']()
@@ -60,6 +65,14 @@ def _check_data(config: Config, splits: tuple[str, ...]) -> None:
         sys.exit(f'error: the data set is incomplete; not found:\n{listed}\n'
                  'Put COCO, or a link to it, under data/coco of the folder where you start the '
                  'command, or say where it is with --cfg-options (README, "Data").')
+
+
+def _check_initial_weights(config: Config) -> None:
+    """The start from torchvision's weights has to resolve, unless another checkpoint is loaded."""
+    init = config.model.get('backbone', {}).get('init_cfg')
+    source = init.get('checkpoint', '') if isinstance(init, dict) else ''
+    if source.startswith('torchvision://') and find_spec('torchvision') is None:
+        sys.exit(f'error: {TORCHVISION_MISSING}')
 
 
 def _data_paths(config: Config, splits: tuple[str, ...]) -> Iterator[Path]:

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DefaultScope
 
 ROOT = Path(__file__).parents[1]
 COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
@@ -20,6 +21,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if 'slow' in item.keywords:
             item.add_marker(pytest.mark.skip(reason='takes minutes: run with --slow'))
+
+
+@pytest.fixture(autouse=True)
+def _no_default_scope():
+    """Building by hand starts without MMEngine's default scope, whatever a test before set."""
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -36,13 +36,6 @@ def build(config):
     return MODELS.build(config.model)
 
 
-@pytest.fixture(autouse=True)
-def _own_default_scope():
-    from mmengine.registry import DefaultScope
-    yield
-    DefaultScope._instance_dict.clear()
-
-
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: path_of(*row).stem)
 def test_row_is_the_papers(row):
     """Schedule, batch, learning rate, image scale (the paper's section 4.2) and the attention."""
@@ -76,18 +69,18 @@ def test_row_is_the_papers(row):
 
 @pytest.mark.parametrize('row', ROWS, ids=lambda row: path_of(*row).stem)
 def test_initial_weights_fit_the_backbone(row):
-    """torchvision's under plain ResNet; under attention none, until they can be converted."""
-    _, _, attention, depth = row
+    """All rows start from torchvision's ResNet, converted for the attention when loaded."""
+    *_, depth = row
     init = Config.fromfile(path_of(*row)).model.backbone.init_cfg
-    expected = None if attention else dict(
-        type='Pretrained', checkpoint=f'torchvision://resnet{depth}')
-    assert init == expected
+    assert init == dict(type='Pretrained', checkpoint=f'torchvision://resnet{depth}')
 
 
 @pytest.mark.parametrize('folder', ['faster_rcnn', 'retinanet', 'mask_rcnn'])
 def test_loss_backward_and_predict(folder):
     row, = (row for row in ROWS if row[0] == folder and row[2:] == ('sa', 50))
-    model = build(Config.fromfile(path_of(*row)))
+    config = Config.fromfile(path_of(*row))
+    config.model.backbone.init_cfg = None
+    model = build(config)
     model.init_weights()
     inputs = demo_mm_inputs(2, [[3, 96, 128]] * 2, num_items=[2, 1], num_classes=80,
                             with_mask=folder == 'mask_rcnn')

@@ -21,7 +21,8 @@ def config_of(folder):
 
 def reduced(coco_tiny, images=4, size=128, epochs=1):
     """Options that make a run on a few small images of ``coco_tiny``."""
-    options = [f'train_cfg.max_epochs={epochs}', 'optim_wrapper.optimizer.lr=1e-4']
+    options = [f'train_cfg.max_epochs={epochs}', 'optim_wrapper.optimizer.lr=1e-4',
+               'model.backbone.init_cfg=None']
     for split in ('train', 'val', 'test'):
         loader = f'{split}_dataloader'
         resize = 1 if split != 'train' else 2

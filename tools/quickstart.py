@@ -35,7 +35,13 @@ def main() -> None:
     config.work_dir = args.work_dir
     if args.cfg_options:
         config.merge_from_dict(args.cfg_options)
-    sys.exit(0 if run_quickstart(config, args.min_ap) else 1)
+    try:
+        reached = run_quickstart(config, args.min_ap)
+    except FileExistsError as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted: run the same command again to go on from the last whole epoch')
+    sys.exit(0 if reached else 1)
 
 
 if __name__ == '__main__':

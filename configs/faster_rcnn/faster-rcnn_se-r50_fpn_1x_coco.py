@@ -1,3 +1,2 @@
 _base_ = ['mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', '../_base_/sa_mmdet.py']
-model = dict(
-    backbone=dict(type='AttentionResNet', attention='SqueezeExcitation', init_cfg=None))
+model = dict(backbone=dict(type='AttentionResNet', attention='SqueezeExcitation'))

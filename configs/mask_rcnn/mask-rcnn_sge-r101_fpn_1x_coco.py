@@ -1,3 +1,2 @@
 _base_ = ['mmdet::mask_rcnn/mask-rcnn_r101_fpn_1x_coco.py', '../_base_/sa_mmdet.py']
-model = dict(
-    backbone=dict(type='AttentionResNet', attention='SpatialGroupEnhance', init_cfg=None))
+model = dict(backbone=dict(type='AttentionResNet', attention='SpatialGroupEnhance'))

@@ -7,7 +7,7 @@ channels = 64
 max_epochs = 4
 
 model = dict(
-    backbone=dict(frozen_stages=-1, norm_eval=False),
+    backbone=dict(frozen_stages=-1, norm_eval=False, init_cfg=None),
     neck=dict(out_channels=channels),
     rpn_head=dict(
         in_channels=channels,
@@ -22,7 +22,7 @@ model = dict(
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=200, max_per_img=100),
-        rcnn=dict(sampler=dict(num=64))),
+        rcnn=dict(sampler=dict(num=32))),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=20)))
 
 dataset = dict(
@@ -64,7 +64,7 @@ test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=5e-4, weight_decay=0.01, fused=True),
+    optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, weight_decay=0.01, fused=True),
     clip_grad=dict(max_norm=10.))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),

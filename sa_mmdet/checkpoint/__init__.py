@@ -1,3 +1,13 @@
+from .convert import (
+    TORCHVISION_MISSING,
+    ConversionError,
+    attention_blocks,
+    convert_on_load,
+    convert_state_dict,
+)
 from .safe_globals import allow_mmengine_checkpoints
 
-__all__ = ['allow_mmengine_checkpoints']
+__all__ = [
+    'TORCHVISION_MISSING', 'ConversionError', 'allow_mmengine_checkpoints', 'attention_blocks',
+    'convert_on_load', 'convert_state_dict'
+]

@@ -76,7 +76,7 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: int) -> No
 
 
 def generate_shapes(root: str | Path,
-                    train: int = 500,
+                    train: int = 480,
                     val: int = 100,
                     size: int = 256,
                     seed: int = 0) -> None:

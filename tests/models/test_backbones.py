@@ -10,6 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
+from networks import assert_same_outputs, image, randomised
 from sa_mmdet.models import AttentionResNet, SAResNet
 
 DATA = Path(__file__).parents[1] / 'data'
@@ -17,28 +18,6 @@ PLUGIN = dict(cfg=dict(type='ShuffleAttention'), position='after_conv3')
 ATTENTION = dict(
     SqueezeExcitation='se', EfficientChannelAttention='eca', SpatialGroupEnhance='sge', CBAM='cbam',
     ShuffleAttention='sa')
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Random weights and statistics, in evaluation mode."""
-    generator = torch.Generator().manual_seed(0)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            random = torch.randn(value.shape, generator=generator)
-            value.copy_(1 + random.abs() if 'running_var' in name else
-                        random * (2 / max(1, value[0].numel()))**0.5)
-    model.eval()
-    return model
-
-
-def image(size=64, dtype=torch.float32):
-    return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def assert_same_outputs(a, b, **tolerance):
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, **tolerance)
 
 
 def test_no_default_scope_is_set():

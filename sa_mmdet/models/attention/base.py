@@ -1,6 +1,8 @@
 """What every attention layer shares: its checks, and its registration."""
+import math
 from numbers import Integral
 
+import torch
 from mmdet.registry import MODELS
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
@@ -22,6 +24,11 @@ def check_positive_int(name: str, value: int) -> None:
         raise TypeError(f'{name} must be an integer, got {value!r}')
     if value < 1:
         raise ValueError(f'{name} must be at least 1, got {value}')
+
+
+def sigmoid(x: float) -> float:
+    """The logistic function of a number, in double precision."""
+    return 1 / (1 + math.exp(-x))
 
 
 class AttentionLayer(nn.Module):
@@ -61,6 +68,35 @@ class AttentionLayer(nn.Module):
                 f'{type(self).__name__} expects input of shape (N, {self.in_channels}, H, W), '
                 f'got {tuple(x.shape)}')
         return self.attend(x)
+
+    def neutral_state(self) -> tuple[dict[str, Tensor], float]:
+        """Parameters with which the layer is a constant factor, up to a permutation of channels.
+
+        They leave every gate one constant, whatever the input, and can be learned away from.
+
+        Returns:
+            A whole state dict of this layer, and the factor.
+
+        Raises:
+            ValueError: no parameters make this layer's gate constant.
+        """
+        raise ValueError(f'{type(self).__name__} has no constant gate')
+
+    def source_channels(self) -> Tensor:
+        """Where each channel has to come from so that neutral parameters leave all in place.
+
+        Returns:
+            (C,), int64: with channel ``source_channels()[i]`` of a tensor put at place i, the
+            layer gives the tensor back in its own order, times the factor of ``neutral_state``.
+        """
+        return torch.arange(self.in_channels)
+
+    def _state_with(self, **values: float) -> dict[str, Tensor]:
+        """A copy of the state dict with whole parameters set; '.' in a name written '__'."""
+        state = {key: value.detach().clone() for key, value in self.state_dict().items()}
+        for name, value in values.items():
+            state[name.replace('__', '.')].fill_(value)
+        return state
 
     def attend(self, x: Tensor) -> Tensor:
         """Reweight ``x``, whose shape has been checked."""

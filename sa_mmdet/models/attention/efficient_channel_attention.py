@@ -37,3 +37,6 @@ class EfficientChannelAttention(AttentionLayer):
     def attend(self, x: Tensor) -> Tensor:
         gate = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1).sigmoid()
         return x * gate.to(x.dtype)[:, :, None, None]
+
+    def neutral_state(self) -> tuple[dict[str, Tensor], float]:
+        return self._state_with(conv__weight=0.), 0.5

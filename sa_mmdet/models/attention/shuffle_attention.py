@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.shuffle_attention import shuffle_attention, shuffle_attention_reference
-from .base import AttentionLayer, check_positive_int, register_attention
+from .base import AttentionLayer, check_positive_int, register_attention, sigmoid
 
 FC_CHOICES = ('affine', 'conv', 'none')
 
@@ -90,6 +90,21 @@ class ShuffleAttention(AttentionLayer):
                   self.spatial_conv.bias)
         gn = (self.gn.weight, self.gn.bias) if self.gn is not None else (None, None)
         return shuffle_attention_reference(x, *fc, *gn, self.groups, self.eps, self.shuffle)
+
+    def neutral_state(self) -> tuple[dict[str, Tensor], float]:
+        if self.fc == 'none':
+            raise ValueError("with fc='none' the gates of ShuffleAttention depend on its input "
+                             'whatever its parameters are')
+        if self.fc == 'affine':
+            state = self._state_with(cweight=0., cbias=1., sweight=0., sbias=1.)
+        else:
+            state = self._state_with(channel_conv__weight=0., channel_conv__bias=1.,
+                                     spatial_conv__weight=0., spatial_conv__bias=1.)
+        return state, sigmoid(1.)
+
+    def source_channels(self) -> Tensor:
+        channels = torch.arange(self.in_channels)
+        return channels.reshape(-1, 2).T.reshape(-1) if self.shuffle else channels
 
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, groups={self.groups}, eps={self.eps}, '

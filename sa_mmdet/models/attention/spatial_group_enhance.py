@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from .base import AttentionLayer, check_positive_int, register_attention
+from .base import AttentionLayer, check_positive_int, register_attention, sigmoid
 
 
 @register_attention
@@ -46,6 +46,9 @@ class SpatialGroupEnhance(AttentionLayer):
         std, mean = torch.std_mean(similarity, (2, 3), correction=int(h * w > 1), keepdim=True)
         gate = torch.sigmoid(self.weight * (similarity - mean) / (std + self.eps) + self.bias)
         return (grouped * gate.to(x.dtype).unsqueeze(2)).reshape(n, c, h, w)
+
+    def neutral_state(self) -> tuple[dict[str, Tensor], float]:
+        return self._state_with(weight=0., bias=1.), sigmoid(1.)
 
     def extra_repr(self) -> str:
         return f'{self.in_channels}, groups={self.groups}, eps={self.eps}'

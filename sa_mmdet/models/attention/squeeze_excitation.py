@@ -36,6 +36,10 @@ class SqueezeExcitation(AttentionLayer):
         gate = self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid()
         return x * gate.to(x.dtype)[:, :, None, None]
 
+    def neutral_state(self) -> tuple[dict[str, Tensor], float]:
+        bias = {} if self.fc2.bias is None else dict(fc2__bias=0.)
+        return self._state_with(fc2__weight=0., **bias), 0.5
+
 
 def reduced_channels(in_channels: int, reduction: int) -> int:
     """Hidden channels of a bottleneck MLP; raises where none would be left."""

@@ -2,6 +2,7 @@
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
 
+from ...checkpoint import TORCHVISION_MISSING, convert_on_load
 from ..attention import AttentionLayer
 
 
@@ -22,12 +23,16 @@ class AttentionResNet(ResNet):
     network is the same, in its keys and its output, as
     ``ResNet(depth, plugins=[dict(cfg=attention, position='after_conv3')])``.
 
+    A checkpoint of plain ResNet, alone or inside a detector, is converted when it is loaded: the
+    network then computes the same function as the ResNet did (docs/weights.md).
+
     Args:
         depth: 50, 101 or 152.
         attention: the layer's type, or its config: ``dict(type='SqueezeExcitation',
             reduction=8)``.
         plugins: further plugins, as ``mmdet.ResNet`` takes them; those after conv3 follow the
             attention.
+        convert_weights: False loads a checkpoint of plain ResNet as it is.
         **kwargs: every other argument of ``mmdet.ResNet``.
 
     Shape:
@@ -35,7 +40,9 @@ class AttentionResNet(ResNet):
         ``out_indices``.
 
     Raises:
-        ValueError: the depth has no bottlenecks, or the attention is unknown or does not fit.
+        ValueError: the depth has no bottlenecks, or the attention is unknown or does not fit; on
+            loading (``ConversionError``), the checkpoint has a part of the attention's parameters,
+            or cannot be converted.
     """
 
     arch_settings = {
@@ -47,6 +54,7 @@ class AttentionResNet(ResNet):
                  depth: int,
                  attention: str | dict,
                  plugins: list[dict] | None = None,
+                 convert_weights: bool = True,
                  **kwargs):
         if depth not in self.arch_settings:
             raise ValueError(
@@ -62,6 +70,25 @@ class AttentionResNet(ResNet):
             layer = _find_layer(layer)
         plugin = dict(cfg=dict(attention, type=layer), position='after_conv3')
         super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
+        self.convert_weights = convert_weights
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.convert_weights:
+            convert_on_load(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says.
+
+        Raises:
+            ImportError: ``init_cfg`` names weights of torchvision, which does not import.
+        """
+        try:
+            super().init_weights()
+        except ImportError as error:
+            if error.name != 'torchvision':
+                raise
+            raise ImportError(TORCHVISION_MISSING, name='torchvision') from error
 
     def train(self, mode: bool = True) -> 'AttentionResNet':
         """Set the training mode, normalisation and frozen stages excepted; return the module.

@@ -1,0 +1,191 @@
+"""Convert checkpoint files: from plain networks, the authors' classifiers and MMPretrain's."""
+import copy
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..models.attention import AttentionLayer
+from ..models.backbones import AttentionResNet
+from ..version import __version__
+from .convert import ConversionError, attention_blocks, convert_state_dict
+
+CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
+NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Load a checkpoint to the CPU without running any code that it holds.
+
+    Raises:
+        ConversionError: there is no such file, it is damaged, is not a checkpoint, or needs more
+            than weights and MMEngine's log history to load.
+    """
+    if not path.is_file():
+        raise ConversionError(f'{path} does not exist')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if 'Unsupported' in reason:
+            found = reason[reason.index('Unsupported'):].split(' was not')[0].splitlines()[0]
+            raise ConversionError(f'{path} holds more than weights ({found}), which could run '
+                                  'code; it was not loaded') from error
+        raise ConversionError(f'{path} is not a checkpoint of PyTorch, or damaged') from error
+    except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
+        raise ConversionError(f'{path} is not a checkpoint of PyTorch, or damaged: '
+                              f'{str(error).splitlines()[0] if str(error) else error!r}') from error
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ConversionError(f'{path} is not a checkpoint: it holds no state dict of tensors')
+    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=state)
+
+
+def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False) -> None:
+    """Write the weights in ``source`` as weights for the detector, or its backbone, of ``config``.
+
+    ``source`` is a detector's checkpoint (then ``target`` is one too), or one of a backbone or a
+    classifier: torchvision's, MMPretrain's, the authors' (then ``target`` holds the backbone, for
+    ``init_cfg=dict(type='Pretrained', checkpoint=target)``). Weights without attention are
+    converted; weights that have it are only renamed.
+
+    Args:
+        config: of a detector with attention in its backbone, as backbone or as plugin.
+        source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
+        target: the file to write; must not exist.
+        verify: compare the backbone's outputs before and after, on random input in float64.
+
+    Raises:
+        ConversionError: the checkpoint cannot be read or converted, ``target`` exists or cannot be
+            written, or the verification fails; nothing is written then.
+    """
+    _check_target(target)
+    checkpoint = read_checkpoint(source)
+    init_default_scope('mmdet')
+    model = _build(config.model)
+    if not list(attention_blocks(model)):
+        raise ConversionError('the backbone of the config has no attention layer')
+    state, whole = _network_state(checkpoint['state_dict'], model)
+    dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
+    if dropped:
+        print(f'not carried over, as training starts anew: {", ".join(dropped)}')
+
+    network, prefix = (model, 'backbone.') if whole else (model.backbone, '')
+    plain = dict(state)
+    converted = convert_state_dict(network, state)
+    _check_keys(network, state)
+    print(f'{converted} bottlenecks converted' if converted else
+          'the checkpoint has its attention already: its weights stay as they are')
+    if verify:
+        if converted:
+            _verify(config.model.backbone, plain, state, prefix)
+        else:
+            print('nothing to verify: there is no network without attention to compare with')
+
+    meta = dict(
+        converted_from=str(source), sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        bottlenecks_converted=converted, sa_mmdet_version=__version__)
+    if whole and 'dataset_meta' in checkpoint.get('meta', {}):
+        meta['dataset_meta'] = checkpoint['meta']['dataset_meta']
+    _write(dict(meta=meta, state_dict=state), target)
+    print(f'wrote the {"detector" if whole else "backbone"} to {target}')
+
+
+def _check_target(target: Path) -> None:
+    if target.exists():
+        raise ConversionError(f'{target} exists: remove it, or choose another name')
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ConversionError(f'{target.parent} is not a folder that can be written to')
+
+
+def _build(cfg: ConfigDict) -> nn.Module:
+    """Build a model without its initial weights, which are not needed here."""
+    cfg = copy.deepcopy(cfg)
+    (cfg.backbone if 'backbone' in cfg else cfg).init_cfg = None
+    return MODELS.build(cfg)
+
+
+def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
+    """The weights under the network's own names, and whether they are a whole detector's."""
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    names = detector.state_dict().keys()
+    if any(key in names for key in state if not key.startswith('backbone.')):
+        return state, True
+    state = {key.removeprefix('backbone.'): value for key, value in state.items()
+             if not key.startswith(CLASSIFIER_PARTS)}
+    backbone = detector.backbone.state_dict()
+    if not any(key in backbone for key in state):
+        raise ConversionError(
+            f'no name in the checkpoint is one of the network: it has {next(iter(state), "none")}, '
+            f'the backbone {next(iter(backbone))}. Is it another network, or under another prefix?')
+    return state, False
+
+
+def _check_keys(network: nn.Module, state: dict) -> None:
+    """Every parameter has its value, of its shape, and there are no others."""
+    expected = network.state_dict()
+    missing = [key for key in expected
+               if key not in state and not key.endswith('num_batches_tracked')]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [f'{key} {tuple(value.shape)} where {tuple(expected[key].shape)} is needed'
+              for key, value in state.items()
+              if key in expected and value.shape != expected[key].shape]
+    for what, found in (('lacks', missing), ('has, beyond the network of the config,', unexpected),
+                        ('has', shapes)):
+        if found:
+            more = f' and {len(found) - 3} more' if len(found) > 3 else ''
+            raise ConversionError(f'the checkpoint {what} {", ".join(found[:3])}{more}')
+
+
+def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
+    """The config of the same backbone without its attention."""
+    cfg = copy.deepcopy(cfg)
+    if issubclass(MODELS.get(cfg.type), AttentionResNet):
+        cfg.type = 'mmdet.ResNet'
+        for key in ('attention', 'convert_weights'):
+            cfg.pop(key, None)
+    if cfg.get('plugins'):
+        cfg.plugins = [plugin for plugin in cfg.plugins
+                       if not issubclass(MODELS.get(plugin['cfg']['type']), AttentionLayer)] or None
+    return cfg
+
+
+def _verify(cfg: ConfigDict, plain: dict, converted: dict, prefix: str, size: int = 96) -> None:
+    """Print the largest difference of every output; raise where it is more than rounding."""
+    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    outputs = []
+    for backbone, state in ((_build(_plain_backbone(cfg)), plain), (_build(cfg), converted)):
+        backbone.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
+                                  if key.startswith(prefix)}, strict=False)
+        backbone.double().eval()
+        with torch.no_grad():
+            outputs.append(backbone(image))
+    for index, (before, after) in enumerate(zip(*outputs, strict=True)):
+        difference = (after - before).abs().max().item()
+        scale = before.abs().max().item()
+        print(f'output {index}: largest difference {difference:.3g} of values up to {scale:.3g}')
+        if not difference <= 1e-5 * scale:
+            raise ConversionError(f'verification failed: output {index} differs')
+
+
+def _write(checkpoint: dict, target: Path) -> None:
+    """Write the whole file or nothing."""
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
+        with os.fdopen(descriptor, 'wb') as file:
+            torch.save(checkpoint, file)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except (OSError, RuntimeError) as error:
+        raise ConversionError(f'{target} could not be written: {error}') from error
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)

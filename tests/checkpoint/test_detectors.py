@@ -1,0 +1,74 @@
+"""Whole detectors of MMDetection, carried over to their configs with attention."""
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.runner import save_checkpoint
+from networks import randomised
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+NAMES = dict(mask_rcnn='mask-rcnn', retinanet='retinanet')
+
+
+def config_of(folder, attention, coco_tiny, size=320):
+    config = Config.fromfile(CONFIGS / folder / f'{NAMES[folder]}_{attention}r50_fpn_1x_coco.py')
+    config.model.backbone.init_cfg = None
+    config.model.test_cfg.get('rcnn', config.model.test_cfg).score_thr = 0.
+    for loader, resize in ((config.train_dataloader, 2), (config.test_dataloader, 1)):
+        loader.dataset.data_root = f'{coco_tiny}/'
+        loader.dataset.pipeline[resize].scale = (size, size)
+    return config
+
+
+@pytest.fixture(params=NAMES)
+def detectors(request, coco_tiny, tmp_path):
+    """A plain detector, and the one with shuffle attention loaded from its checkpoint."""
+    torch.manual_seed(0)
+    plain_config = config_of(request.param, '', coco_tiny)
+    plain = init_detector(plain_config, device='cpu')
+    randomised(plain.backbone)
+    path = tmp_path / 'plain.pth'
+    save_checkpoint(dict(meta=dict(dataset_meta=dict(classes=plain.dataset_meta['classes'])),
+                         state_dict=plain.state_dict()), str(path))
+    return plain, init_detector(config_of(request.param, 'sa-', coco_tiny), str(path), device='cpu')
+
+
+def test_same_detections(detectors, coco_tiny):
+    images = sorted((coco_tiny / 'val2017').glob('*.jpg'))[:3]
+    for image in images:
+        before, after = (inference_detector(d, str(image)).pred_instances for d in detectors)
+        assert len(before) > 0
+        torch.testing.assert_close(after.scores, before.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(after.bboxes, before.bboxes, rtol=0, atol=1e-3)
+        assert torch.equal(after.labels, before.labels)
+
+
+def test_training_starts_from_the_same_loss_and_lowers_it(detectors):
+    plain, attention = detectors
+    dataset = DATASETS.build(attention.cfg.train_dataloader.dataset)
+    batch = pseudo_collate([dataset[0], dataset[1]])
+
+    def loss_of(model):
+        torch.manual_seed(0)
+        model.train()
+        data = model.data_preprocessor(batch, True)
+        return model.parse_losses(model(**data, mode='loss'))[0]
+
+    first = loss_of(attention)
+    torch.testing.assert_close(first, loss_of(plain), rtol=1e-4, atol=1e-4)
+    optimizer = torch.optim.SGD(
+        [p for p in attention.parameters() if p.requires_grad], lr=2e-3, momentum=0.9)
+    before = {name: p.detach().clone() for name, p in attention.named_parameters()}
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss_of(attention).backward()
+        torch.nn.utils.clip_grad_norm_(attention.parameters(), 35)
+        optimizer.step()
+    assert loss_of(attention) < first
+    for name, p in attention.named_parameters():
+        if '.sa.' in name and 'layer1' not in name:
+            assert not torch.equal(p, before[name]), name

@@ -1,0 +1,45 @@
+#!/usr/bin/env python
+"""Convert a checkpoint for a detector with attention; docs/weights.md explains what is done."""
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from sa_mmdet.checkpoint import ConversionError
+from sa_mmdet.checkpoint.files import convert_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', type=Path, help='config of the detector with attention')
+    parser.add_argument(
+        'checkpoint',
+        type=Path,
+        help="a detector's, a backbone's or a classifier's weights: MMDetection's, torchvision's, "
+        "MMPretrain's or the SA-Net authors'")
+    parser.add_argument('out', type=Path, help='the file to write, which must not exist')
+    parser.add_argument(
+        '--verify',
+        action='store_true',
+        help="compare the backbone's outputs before and after, on random input in float64")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if not args.config.is_file():
+        sys.exit(f'error: config {args.config} does not exist')
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    try:
+        convert_checkpoint(config, args.checkpoint, args.out, args.verify)
+    except ConversionError as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
