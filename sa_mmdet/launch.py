@@ -3,7 +3,6 @@ import os
 import runpy
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet
@@ -71,7 +70,11 @@ def _check_initial_weights(config: Config) -> None:
     """The start from torchvision's weights has to resolve, unless another checkpoint is loaded."""
     init = config.model.get('backbone', {}).get('init_cfg')
     source = init.get('checkpoint', '') if isinstance(init, dict) else ''
-    if source.startswith('torchvision://') and find_spec('torchvision') is None:
+    if not source or not source.startswith('torchvision://'):
+        return
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # the latter from another torch's torchvision
         sys.exit(f'error: {TORCHVISION_MISSING}')
 
 

@@ -84,8 +84,9 @@ def test_loss_backward_and_predict(folder):
     model.init_weights()
     inputs = demo_mm_inputs(2, [[3, 96, 128]] * 2, num_items=[2, 1], num_classes=80,
                             with_mask=folder == 'mask_rcnn')
-    data = model.train() and model.data_preprocessor(inputs, True)
-    losses, _ = model.parse_losses(model.loss(**data))
+    model.train()
+    data = model.data_preprocessor(inputs, True)
+    losses, _ = model.parse_losses(model(**data, mode='loss'))
     losses.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if '.sa.' in name}
     for name, gradient in gradients.items():
@@ -93,7 +94,7 @@ def test_loss_backward_and_predict(folder):
         assert gradient is None or gradient.isfinite().all()
     model.eval()
     with torch.no_grad():
-        results = model.predict(**model.data_preprocessor(inputs, False))
+        results = model(**model.data_preprocessor(inputs, False), mode='predict')
     assert len(results) == 2
     assert all('bboxes' in result.pred_instances for result in results)
 

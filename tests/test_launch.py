@@ -8,6 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
+PLAIN = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
 def run(*command, cwd, **env):
@@ -33,7 +34,7 @@ def test_help_is_mmdetections(tmp_path, name):
 def test_missing_data(tmp_path, args):
     result = tool(*args, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith('error: the data set is incomplete; not found:\n')
+    assert '\nerror: the data set is incomplete; not found:\n' in f'\n{result.stderr}'
     splits = ['val'] if args[0] == 'test.py' else ['train', 'val']
     for split in splits:
         assert f'{tmp_path}/data/coco/annotations/instances_{split}2017.json\n' in result.stderr
@@ -60,6 +61,26 @@ def test_missing_config_and_checkpoint(tmp_path):
     assert result.stderr == f'error: config {tmp_path}/no.py does not exist\n'
     result = tool('test.py', CONFIG, 'no.pth', cwd=tmp_path)
     assert result.stderr == f'error: checkpoint {tmp_path}/no.pth does not exist\n'
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Files enough for the check of COCO's layout to pass."""
+    root = tmp_path / 'data/coco'
+    for name in ('annotations', 'train2017', 'val2017'):
+        (root / name).mkdir(parents=True)
+    for split in ('train', 'val'):
+        (root / f'annotations/instances_{split}2017.json').write_text('{}')
+
+
+@pytest.mark.usefixtures('data')
+@pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['attention', 'plain'])
+def test_initial_weights_that_cannot_be_found(tmp_path, config):
+    (tmp_path / 'torchvision.py').write_text('raise RuntimeError("torchvision::nms")')
+    result = tool('train.py', config, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "error: the initial weights are torchvision's" in result.stderr
+    assert 'model.backbone.init_cfg.checkpoint=FILE' in result.stderr
 
 
 def test_wrong_option(tmp_path):
@@ -110,11 +131,8 @@ def test_torch_distributed_starts_our_tool(tmp_path, script, args, expected):
     assert {'--nproc_per_node=4', '--nnodes=2', '--node_rank=1'} <= set(lines)
 
 
+@pytest.mark.usefixtures('data')
 def test_slurm_without_a_gpu(tmp_path):
-    data = tmp_path / 'data/coco'
-    for name in ('annotations', 'train2017', 'val2017'):
-        (data / name).mkdir(parents=True)
-    for split in ('train', 'val'):
-        (data / f'annotations/instances_{split}2017.json').write_text('{}')
-    result = tool('train.py', CONFIG, '--launcher', 'slurm', cwd=tmp_path)
+    result = tool('train.py', CONFIG, '--launcher', 'slurm', '--cfg-options',
+                  'model.backbone.init_cfg=None', cwd=tmp_path)
     assert 'error: --launcher slurm needs a GPU on every node' in result.stderr

@@ -3,6 +3,7 @@ import copy
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 from pathlib import Path
 
@@ -33,10 +34,9 @@ def read_checkpoint(path: Path) -> dict:
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if 'Unsupported' in reason:
-            found = reason[reason.index('Unsupported'):].split(' was not')[0].splitlines()[0]
-            raise ConversionError(f'{path} holds more than weights ({found}), which could run '
+        beyond = re.search(r'GLOBAL (\S+)', str(error))
+        if beyond:
+            raise ConversionError(f'{path} holds more than weights ({beyond[1]}), which could run '
                                   'code; it was not loaded') from error
         raise ConversionError(f'{path} is not a checkpoint of PyTorch, or damaged') from error
     except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...

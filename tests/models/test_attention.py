@@ -152,8 +152,9 @@ def test_output_dtype_is_the_inputs(layer, dtype):
 
 
 @pytest.mark.parametrize('layer', LAYERS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize('autocast', [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(('dtype', 'autocast'), [
+    (torch.float32, torch.bfloat16), (torch.float32, torch.float16),
+    (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float16)], ids=str)
 def test_output_dtype_is_the_inputs_under_autocast(layer, dtype, autocast):
     x = torch.randn(2, 256, 6, 5).to(dtype)
     with torch.autocast('cpu', autocast):

@@ -139,6 +139,14 @@ def test_initial_weights():
     assert model.layer3[2].bn3.weight.eq(0).all()
 
 
+def test_weights_of_torchvision_without_torchvision(tmp_path, monkeypatch):
+    (tmp_path / 'torchvision.py').write_text('raise RuntimeError("torchvision::nms is missing")')
+    monkeypatch.syspath_prepend(tmp_path)
+    model = SAResNet(50, init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'))
+    with pytest.raises(ImportError, match='Install the torchvision of your torch, or give'):
+        model.init_weights()
+
+
 @pytest.mark.parametrize('clone', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))],
                          ids=['deepcopy', 'pickle'])
 def test_copies(clone):

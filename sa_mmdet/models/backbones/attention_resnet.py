@@ -85,8 +85,8 @@ class AttentionResNet(ResNet):
         """
         try:
             super().init_weights()
-        except ImportError as error:
-            if error.name != 'torchvision':
+        except (ImportError, RuntimeError) as error:  # the latter from another torch's torchvision
+            if 'torchvision' not in str(error):
                 raise
             raise ImportError(TORCHVISION_MISSING, name='torchvision') from error
 
