@@ -67,7 +67,7 @@ def _check_data(config: Config, splits: tuple[str, ...]) -> None:
 
 
 def _check_initial_weights(config: Config) -> None:
-    """The start from torchvision's weights has to resolve, unless another checkpoint is loaded."""
+    """MMEngine finds torchvision's weights through torchvision, also where it loads others next."""
     init = config.model.get('backbone', {}).get('init_cfg')
     source = init.get('checkpoint', '') if isinstance(init, dict) else ''
     if not source or not source.startswith('torchvision://'):

@@ -94,16 +94,31 @@ def test_two_cpu_processes(tmp_path, coco_tiny):
 
 @pytest.mark.slow
 def test_mask_rcnn_overfits_four_images(tmp_path, coco_tiny):
-    """Trained from scratch on four images, it finds their objects again."""
-    options = reduced(coco_tiny, size=256, epochs=250)
-    options = [option.replace('instances_val', 'instances_train') for option in options] + [
-        'val_dataloader.dataset.ann_file=annotations/instances_train2017.json',
-        'val_dataloader.dataset.data_prefix.img=train2017/',
-        'model.backbone.frozen_stages=-1', 'model.backbone.norm_eval=False',
-        'train_dataloader.batch_size=4', 'optim_wrapper.optimizer.type=AdamW',
-        'train_cfg.val_begin=250', 'default_hooks.checkpoint.interval=250',
-        'param_scheduler.0.end=50', 'param_scheduler.1.milestones=[200,240]',
-    ]
-    output = run(sys.executable, ROOT / 'tools/train.py', config_of('mask_rcnn'), cwd=tmp_path,
-                 options=options)
+    """The quickstart's detector, from scratch on four images, finds their objects again."""
+    (tmp_path / 'config.py').write_text(f'''
+_base_ = {str(ROOT / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py')!r}
+model = dict(
+    roi_head=dict(bbox_head=dict(num_classes=80), mask_head=dict(num_classes=80)),
+    test_cfg=dict(rcnn=dict(max_per_img=100)))
+data = dict(
+    type='CocoDataset', data_root='{coco_tiny}/', indices=4,
+    ann_file='annotations/instances_train2017.json', data_prefix=dict(img='train2017/'))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(224, 224), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True)]
+keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
+train_dataloader = dict(dataset=dict(_delete_=True, **data, pipeline=[
+    pipeline[0], pipeline[2], pipeline[1], dict(type='PackDetInputs')]))
+val_dataloader = dict(dataset=dict(_delete_=True, **data, test_mode=True, pipeline=[
+    *pipeline, dict(type='PackDetInputs', meta_keys=keys)]))
+val_evaluator = dict(ann_file='{coco_tiny}/annotations/instances_train2017.json')
+train_cfg = dict(max_epochs=300, val_begin=300)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=300, milestones=[200, 270], gamma=0.1)]
+default_hooks = dict(checkpoint=dict(interval=300))
+''')
+    output = run(sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py', cwd=tmp_path,
+                 options=['randomness.seed=0'])
     assert metrics(output)['bbox_mAP'] > 0.5

@@ -81,6 +81,6 @@ mmcv needs a C++17 compiler, Python's headers (python3-dev) and about 2 GB of me
     install_stack
 step 'sa_mmdet' "See the log." "${pip[@]}" --no-deps -e .
 step 'check' "Remove $venv and try again; if it happens again, the log says what does not import." \
-    "$venv/bin/python" -c 'import sa_mmdet'
+    "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'
 step 'operators' "Remove $venv and the cached wheel (pip cache remove 'onedl_mmcv*' 'mmcv*'), then try again." \
     check_operators

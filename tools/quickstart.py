@@ -31,6 +31,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if not args.config.is_file():
+        sys.exit(f'error: config {args.config} does not exist')
     config = Config.fromfile(args.config)
     config.work_dir = args.work_dir
     if args.cfg_options:
