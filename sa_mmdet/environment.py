@@ -1,6 +1,5 @@
 """The check, at import, that what sa_mmdet stands on is there."""
 import importlib
-import warnings
 from importlib.util import find_spec
 
 from packaging.version import Version
@@ -16,13 +15,8 @@ def check_environment() -> None:
     """Import torch, mmengine, mmcv and mmdet, in this order.
 
     Raises:
-        ImportError: one is missing, too old, refused by MMDetection, or (where MMDetection cannot
-            do without them) mmcv lacks its operators. The message names it, its version and what
-            to do.
-
-    Warns:
-        UserWarning: mmcv lacks its operators, and MMDetection gets by: backbones work, detectors
-            do not.
+        ImportError: one is missing, too old, refused by MMDetection, or mmcv lacks its operators.
+            The message names it, its version and what to do.
     """
     for package, minimum in MINIMUM_VERSIONS.items():
         _check_package(package, minimum)
@@ -43,14 +37,13 @@ def _check_package(package: str, minimum: str) -> None:
 
 
 def _check_operators() -> None:
-    if find_spec('mmcv._ext') is not None:
-        return
-    advice = ('mmcv is installed without its operators (no mmcv._ext), which detectors need: '
-              'mmcv-lite, or an mmcv that was built before torch was installed. Uninstall it, then '
-              '`pip install --no-build-isolation mmcv==2.1.0` (or onedl-mmcv) with '
-              '"setuptools<81", wheel, ninja and psutil installed.')
     try:
         importlib.import_module('mmdet.models')
     except ImportError as error:
-        raise ImportError(advice) from error
-    warnings.warn(f'{advice} Backbones and attention layers work without them.', stacklevel=4)
+        if '_ext' not in str(error):
+            raise
+        raise ImportError(
+            f'mmcv is installed without operators that work with this torch ({error}): it is '
+            'mmcv-lite, or was built before torch, or for another torch. Uninstall it, then '
+            '`pip install --no-build-isolation --no-cache-dir mmcv==2.1.0` (or onedl-mmcv) with '
+            '"setuptools<81", wheel, ninja and psutil installed.') from error

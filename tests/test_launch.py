@@ -58,9 +58,9 @@ train_dataloader = dict(dataset=dict(
 
 def test_missing_config_and_checkpoint(tmp_path):
     result = tool('train.py', 'no.py', cwd=tmp_path)
-    assert result.stderr == f'error: config {tmp_path}/no.py does not exist\n'
+    assert result.stderr.endswith(f'error: config {tmp_path}/no.py does not exist\n')
     result = tool('test.py', CONFIG, 'no.pth', cwd=tmp_path)
-    assert result.stderr == f'error: checkpoint {tmp_path}/no.pth does not exist\n'
+    assert result.stderr.endswith(f'error: checkpoint {tmp_path}/no.pth does not exist\n')
 
 
 @pytest.fixture

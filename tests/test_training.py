@@ -37,8 +37,9 @@ def reduced(coco_tiny, images=4, size=128, epochs=1):
 
 
 def all_scores(folder):
-    """Keep detections of any score: hardly trained detectors are sure of nothing."""
-    return f'model.test_cfg.{"" if folder == "retinanet" else "rcnn."}score_thr=0.'
+    """Keep the best detections of any score: hardly trained detectors are sure of nothing."""
+    settings = 'model.test_cfg' + ('' if folder == 'retinanet' else '.rcnn')
+    return f'{settings}.score_thr=0.', f'{settings}.max_per_img=10'
 
 
 def run(*command, cwd, options):
@@ -59,7 +60,7 @@ def metrics(output):
 @pytest.mark.parametrize('folder', DETECTORS)
 def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
     """Train, test and resume by the installed MMDetection's scripts, from any directory."""
-    options = [*reduced(coco_tiny), all_scores(folder)]
+    options = [*reduced(coco_tiny), *all_scores(folder)]
     train = (sys.executable, MMDET_TOOLS / 'train.py', config_of(folder))
     trained = run(*train, cwd=tmp_path, options=options)
     work_dir = tmp_path / 'work_dirs' / config_of(folder).stem
@@ -79,7 +80,7 @@ def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
 
 
 def test_two_cpu_processes(tmp_path, coco_tiny):
-    options = [*reduced(coco_tiny), all_scores('faster_rcnn')]
+    options = [*reduced(coco_tiny), *all_scores('faster_rcnn')]
     config = config_of('faster_rcnn')
     port = str(20000 + os.getpid() % 20000)
     os.environ['PORT'] = port

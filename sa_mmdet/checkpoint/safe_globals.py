@@ -5,6 +5,7 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from packaging.version import Version
 
 try:
     from numpy._core.multiarray import _reconstruct, scalar
@@ -22,21 +23,26 @@ def _history_statistic(owner: type, name: str) -> Callable:
     return getattr(HistoryBuffer, name)
 
 
-def mmengine_safe_globals() -> list:
+def mmengine_safe_globals() -> list[tuple]:
     """The globals, besides tensors, that a checkpoint of MMEngine's Runner holds.
 
     A HistoryBuffer is pickled with its methods, each as a call of ``getattr``; in its place stands
     a function that gives out these methods alone.
+
+    Returns:
+        (the object, its name in the file): as pairs, which outlast the context manager that
+        onedl-mmengine puts around torch.load, whose end removes the bare objects.
     """
-    dtypes = [type(np.dtype(name)) for name in HISTORY_DTYPES]
+    types = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(d)) for d in HISTORY_DTYPES)]
+    named = [(t, f'{t.__module__}.{t.__qualname__}') for t in types]
     # numpy 2 moved numpy.core to numpy._core; a file carries the name of the numpy that wrote it.
     reconstructors = [(function, f'numpy.{core}.multiarray.{function.__name__}')
                       for function in (_reconstruct, scalar) for core in ('core', '_core')]
     statistic = (_history_statistic, 'builtins.getattr')
-    return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *reconstructors, statistic]
+    return [*named, *reconstructors, statistic]
 
 
 def allow_mmengine_checkpoints() -> None:
     """Allow ``mmengine_safe_globals`` in this process; torch < 2.6 does not ask."""
-    if hasattr(torch.serialization, 'add_safe_globals'):
+    if Version(torch.__version__) >= Version('2.6'):
         torch.serialization.add_safe_globals(mmengine_safe_globals())
