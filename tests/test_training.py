@@ -76,6 +76,7 @@ def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
     if folder == 'mask_rcnn':
         resumed = run(*train, '--resume', cwd=tmp_path, options=reduced(coco_tiny, epochs=2))
         assert 'resumed epoch: 1' in resumed
+        assert 'bottlenecks were converted' not in resumed
         assert (work_dir / 'epoch_2.pth').is_file()
 
 

@@ -1,14 +1,14 @@
 import copy
-import logging
 
 import pytest
 import torch
 from mmdet.models.backbones import ResNet, ResNeXt
+from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
 from networks import assert_same_outputs, image, randomised
-from sa_mmdet.checkpoint import ConversionError, convert_state_dict
+from sa_mmdet.checkpoint import ConversionError, convert, convert_state_dict
 from sa_mmdet.models import AttentionResNet, SAResNet, ShuffleAttention, SpatialGroupEnhance
 
 OTHERS = ['SqueezeExcitation', 'EfficientChannelAttention', 'SpatialGroupEnhance', 'CBAM']
@@ -46,7 +46,7 @@ def test_resnet_to_sa_resnet(depth):
 
 
 @pytest.mark.parametrize('options', [
-    dict(deep_stem=True), dict(avg_down=True), dict(style='caffe'),
+    dict(deep_stem=True), dict(avg_down=True), dict(style='caffe'), dict(frozen_stages=2),
     dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True)),
     dict(plugins=[dict(cfg=dict(type='ContextBlock', ratio=1 / 16), position='after_conv3')]),
     dict(num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1, )),
@@ -124,13 +124,33 @@ def test_conversion_can_be_turned_off():
     assert 'layer1.0.sa.cweight' in result.missing_keys
 
 
-def test_says_so_once(caplog):
+def test_says_so_once(monkeypatch):
+    said = []
+    monkeypatch.setattr(convert, 'print_log', lambda message, **_: said.append(message))
     model = SAResNet(50)
-    with caplog.at_level(logging.INFO, logger='mmengine'):
-        logging.getLogger('mmengine').addHandler(caplog.handler)
-        model.load_state_dict(ResNet(50).state_dict())
-    messages = {r.getMessage() for r in caplog.records if 'converted' in r.getMessage()}
-    assert len(messages) <= 1
+    model.load_state_dict(ResNet(50).state_dict())
+    assert len(said) == 1
+    assert '16 bottlenecks were converted' in said[0]
+    model.load_state_dict(model.state_dict())
+    assert len(said) == 1
+
+
+def test_pretrained_init_cfg(tmp_path):
+    plain = randomised(ResNet(50))
+    torch.save(dict(state_dict=plain.state_dict()), tmp_path / 'resnet.pth')
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'resnet.pth'))
+    model = SAResNet(50, frozen_stages=1, init_cfg=init)
+    model.init_weights()
+    model.eval()
+    assert_computes_the_same(plain, model, dtype=torch.float32, rtol=1e-5)
+
+
+def test_moving_average():
+    """What MMEngine's EMAHook loads from a checkpoint's ema_state_dict."""
+    plain, average = randomised(ResNet(50)), ExponentialMovingAverage(SAResNet(50))
+    average.load_state_dict(ExponentialMovingAverage(plain).state_dict())
+    average.module.eval()
+    assert_computes_the_same(plain, average.module, dtype=torch.float32, rtol=1e-5)
 
 
 @pytest.mark.parametrize('attention', ['ShuffleAttention', *OTHERS])
