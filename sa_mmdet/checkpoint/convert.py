@@ -84,12 +84,12 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
         raise ConversionError(
             f'the checkpoint has {len(attention) - len(missing_attention)} of the '
             f"{len(attention)} parameters of the network's attention. Missing are "
-            f'{_listed(missing_attention)}. Give one with all of them, or with none')
+            f'{listed(missing_attention)}. Give one with all of them, or with none')
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
             f"{len(convolutions)} bottlenecks of the network: it is of another depth. Missing are "
-            f'{_listed(missing)}')
+            f'{listed(missing)}')
     return True
 
 
@@ -99,11 +99,12 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
         others = [key for key in state_dict
                   if key.startswith(prefix) and key.removeprefix(prefix) not in known]
         if others:
-            raise ConversionError(f'the checkpoint has {_listed(others)}, of which the network '
+            raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
                                   'knows nothing: is it of another attention?')
 
 
-def _listed(names: list[str], most: int = 3) -> str:
+def listed(names: list[str], most: int = 3) -> str:
+    """The first ``most`` names, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 
@@ -118,10 +119,12 @@ def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDi
     norm = {key: f'{prefix}{norm_name}.{key}'
             for key in ('weight', 'bias', 'running_mean', 'running_var')}
     convolution = [f'{prefix}conv3.{key}' for key in block.conv3.state_dict()]
-    for key in (*convolution, *norm.values()):
-        _check_shape(key, state_dict, block, prefix)
+    _check_shapes((*convolution, *norm.values()), state_dict, block, prefix)
 
-    neutral, gate = attention.neutral_state()
+    try:
+        neutral, gate = attention.neutral_state()
+    except ValueError as error:
+        raise ConversionError(f'{prefix}{name} cannot be converted: {error}') from error
     source = attention.source_channels()
     for key in (*convolution, *norm.values()):
         state_dict[key] = state_dict[key][source.to(state_dict[key].device)]
@@ -133,14 +136,15 @@ def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDi
         state_dict[f'{prefix}{name}.{key}'] = value
 
 
-def _check_shape(key: str, state_dict: StateDict, block: nn.Module, prefix: str) -> None:
-    expected = block.state_dict()[key.removeprefix(prefix)].shape
-    if key not in state_dict:
-        raise ConversionError(f'the checkpoint lacks {key}')
-    found = state_dict[key].shape
-    if found != expected:
-        raise ConversionError(f'{key} has shape {tuple(found)} in the checkpoint, '
-                              f'{tuple(expected)} in the network')
+def _check_shapes(keys: tuple, state_dict: StateDict, block: nn.Module, prefix: str) -> None:
+    network = block.state_dict()
+    for key in keys:
+        if key not in state_dict:
+            raise ConversionError(f'the checkpoint lacks {key}')
+        found, expected = state_dict[key].shape, network[key.removeprefix(prefix)].shape
+        if found != expected:
+            raise ConversionError(f'{key} has shape {tuple(found)} in the checkpoint, '
+                                  f'{tuple(expected)} in the network')
 
 
 def convert_on_load(model: nn.Module, state_dict: StateDict, prefix: str) -> None:

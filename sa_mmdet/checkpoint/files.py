@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..version import __version__
-from .convert import ConversionError, attention_blocks, convert_state_dict
+from .convert import ConversionError, attention_blocks, convert_state_dict, listed
 
 CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
 NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
@@ -140,8 +140,7 @@ def _check_keys(network: nn.Module, state: dict) -> None:
     for what, found in (('lacks', missing), ('has, beyond the network of the config,', unexpected),
                         ('has', shapes)):
         if found:
-            more = f' and {len(found) - 3} more' if len(found) > 3 else ''
-            raise ConversionError(f'the checkpoint {what} {", ".join(found[:3])}{more}')
+            raise ConversionError(f'the checkpoint {what} {listed(found)}')
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:

@@ -108,6 +108,14 @@ def test_whole_detector_drops_the_optimizer(tmp_path, converted):
     assert 'has its attention already' in again
 
 
+def test_attention_that_cannot_be_neutral(tmp_path, resnet, convert):
+    torch.save(resnet.state_dict(), tmp_path / 'a.pth')
+    with pytest.raises(SystemExit, match=r"^error: .*\.sa cannot be .* fc='none' the gates"):
+        convert(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', '--cfg-options',
+                'model.backbone.attention.fc=none')
+    assert not (tmp_path / 'b.pth').exists()
+
+
 def test_plugin_of_resnext(tmp_path, converted):
     plain = randomised(ResNeXt(depth=50, groups=32, base_width=4))
     (tmp_path / 'config.py').write_text(f'''
