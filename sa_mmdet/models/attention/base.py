@@ -91,6 +91,21 @@ class AttentionLayer(nn.Module):
         """
         return torch.arange(self.in_channels)
 
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        """What the layer computes on one image, whichever implementation runs.
+
+        Args:
+            height, width: of the input, in pixels.
+
+        Returns:
+            Counts by kind, for a counting convention to weigh (``sa_mmdet.analysis``):
+            'pool', elements reduced over positions; 'channel_pool', over channels; 'linear',
+            'conv1d', 'similarity', multiply-adds; 'conv', multiply-adds and additions of biases;
+            'batch_norm', 'group_norm', elements normalised; 'gate', multiplications of an element
+            by its gate. Functions of single gates, such as a sigmoid, are not counted.
+        """
+        raise NotImplementedError
+
     def _state_with(self, **values: float) -> dict[str, Tensor]:
         """A copy of the state dict with whole parameters set; '.' in a name written '__'."""
         state = {key: value.detach().clone() for key, value in self.state_dict().items()}

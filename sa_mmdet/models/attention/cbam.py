@@ -51,3 +51,15 @@ class CBAM(AttentionLayer):
         # A batch norm that scales by zero gives zero with any statistics, and still learns.
         return self._state_with(
             mlp__2__weight=0., mlp__2__bias=0., spatial__1__weight=0., spatial__1__bias=0.), 0.25
+
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        positions = height * width
+        elements = self.in_channels * positions
+        return {
+            'pool': 2 * elements,
+            'channel_pool': 2 * elements,
+            'linear': 2 * (self.mlp[0].weight.numel() + self.mlp[2].weight.numel()),
+            'conv': positions * self.spatial[0].weight.numel(),
+            'batch_norm': positions,
+            'gate': 2 * elements
+        }

@@ -40,3 +40,8 @@ class EfficientChannelAttention(AttentionLayer):
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         return self._state_with(conv__weight=0.), 0.5
+
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        elements = self.in_channels * height * width
+        conv1d = self.in_channels * self.conv.kernel_size[0]
+        return {'pool': elements, 'conv1d': conv1d, 'gate': elements}

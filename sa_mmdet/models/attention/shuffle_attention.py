@@ -106,6 +106,16 @@ class ShuffleAttention(AttentionLayer):
         channels = torch.arange(self.in_channels)
         return channels.reshape(-1, 2).T.reshape(-1) if self.shuffle else channels
 
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        elements = self.in_channels * height * width
+        counts = {'pool': elements // 2, 'gate': elements}
+        if self.gn is not None:
+            counts['group_norm'] = elements // 2
+        if self.fc == 'conv':
+            multiply_adds = self.in_channels // 2 * (self.channel_conv.in_channels + 1)
+            counts['conv'] = multiply_adds * (1 + height * width)
+        return counts
+
     def extra_repr(self) -> str:
         return (f'{self.in_channels}, groups={self.groups}, eps={self.eps}, '
                 f'gn={self.gn is not None}, shuffle={self.shuffle}, fc={self.fc!r}')

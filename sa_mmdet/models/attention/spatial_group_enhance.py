@@ -50,5 +50,15 @@ class SpatialGroupEnhance(AttentionLayer):
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         return self._state_with(weight=0., bias=1.), sigmoid(1.)
 
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        elements = self.in_channels * height * width
+        similarities = self.groups * height * width
+        return {
+            'pool': elements,
+            'similarity': elements,
+            'group_norm': similarities,
+            'gate': elements
+        }
+
     def extra_repr(self) -> str:
         return f'{self.in_channels}, groups={self.groups}, eps={self.eps}'

@@ -40,6 +40,11 @@ class SqueezeExcitation(AttentionLayer):
         bias = {} if self.fc2.bias is None else dict(fc2__bias=0.)
         return self._state_with(fc2__weight=0., **bias), 0.5
 
+    def operations(self, height: int, width: int) -> dict[str, int]:
+        elements = self.in_channels * height * width
+        linear = self.fc1.weight.numel() + self.fc2.weight.numel()
+        return {'pool': elements, 'linear': linear, 'gate': elements}
+
 
 def reduced_channels(in_channels: int, reduction: int) -> int:
     """Hidden channels of a bottleneck MLP; raises where none would be left."""

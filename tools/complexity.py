@@ -1,0 +1,104 @@
+#!/usr/bin/env python
+"""Count parameters and operations: of a table of the paper beside its figures, or of any config.
+
+One multiply-add is one operation. Two conventions: the paper's, and MMEngine's current one.
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import track
+
+from sa_mmdet.analysis.complexity import CONVENTIONS, DETECTION_SHAPE, detector_complexity
+from sa_mmdet.analysis.complexity_table import compute_table, render, unexplained
+from sa_mmdet.analysis.paper import load_table
+from sa_mmdet.files import write_atomically
+
+CONFIGS = Path(__file__).parents[1] / 'configs'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('config', nargs='?', type=Path, help='config of a detector')
+    what.add_argument(
+        '--table',
+        type=int,
+        choices=(1, 2, 3),
+        help='check a table of the paper: 1 and 2 are classifiers at 224x224, 3 detectors')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        metavar=('HEIGHT', 'WIDTH'),
+        help=f"of a config's image; {DETECTION_SHAPE[0]} {DETECTION_SHAPE[1]} by default, as in "
+        'the paper')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the rows to this file')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
+    args = parser.parse_args()
+    if args.table and (args.shape or args.cfg_options):
+        parser.error('--shape and --cfg-options are for a config, not for --table')
+    if args.shape and min(args.shape) < 1:
+        parser.error(f'--shape must be positive, got {args.shape[0]} {args.shape[1]}')
+    if args.json and not args.json.absolute().parent.is_dir():
+        parser.error(f'--json: the folder {args.json.absolute().parent} does not exist')
+    return args
+
+
+def check_table(table: int) -> tuple[list[dict], bool]:
+    """Print a table; the rows, and whether all is as the paper prints it or known not to be."""
+    console = Console(stderr=True)
+    rows = list(track(compute_table(table, CONFIGS), f'Table {table}', len(load_table(table)),
+                      console=console, transient=True))
+    Console(width=None if sys.stdout.isatty() else 120).print(render(table, rows))
+    known = [(row['row'], cell, row[cell], row[f'paper_{cell}'], reason) for row in rows
+             for cell, reason in row['differences'].items() if reason]
+    for cell in ('params_m', 'gflops'):
+        printed = [row for row in rows if row[f'paper_{cell}'] is not None]
+        equal = sum(cell not in row['differences'] for row in printed)
+        if printed:
+            print(f'{cell}: {equal} of {len(printed)} as printed')
+    for name, cell, value, paper, reason in known:
+        print(f"the paper's own slip: {name} {cell} is printed {paper}, computed {value:.4f}: "
+              f'{reason}')
+    wrong = unexplained(rows)
+    if wrong:
+        print(f'differs from the paper: {", ".join(wrong)}')
+    return rows, not wrong
+
+
+def count_config(args: argparse.Namespace) -> list[dict]:
+    """Print and return the two counts of one config."""
+    if not args.config.is_file():
+        sys.exit(f'error: config {args.config} does not exist')
+    config = Config.fromfile(args.config)
+    if args.cfg_options:
+        config.merge_from_dict(args.cfg_options)
+    shape = tuple(args.shape or DETECTION_SHAPE)
+    try:
+        counts = [detector_complexity(config, convention, shape) for convention in CONVENTIONS]
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    rows = []
+    for convention, count in zip(CONVENTIONS, counts, strict=True):
+        print(f'{convention:8}  {count.params_m:8.3f} M parameters  {count.gflops:9.3f} GFLOPs  '
+              f'({shape[0]}x{shape[1]})')
+        rows.append(dict(config=str(args.config), convention=convention, shape=shape,
+                         params_m=count.params_m, gflops=count.gflops))
+    return rows
+
+
+def main() -> None:
+    args = parse_args()
+    rows, right = check_table(args.table) if args.table else (count_config(args), True)
+    if args.json:
+        write_atomically(args.json, json.dumps(rows, indent=1))
+    sys.exit(0 if right else 1)
+
+
+if __name__ == '__main__':
+    main()
