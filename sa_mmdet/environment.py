@@ -1,5 +1,7 @@
 """The check, at import, that what sa_mmdet stands on is there."""
 import importlib
+import platform
+from importlib import metadata
 from importlib.util import find_spec
 
 from packaging.version import Version
@@ -21,6 +23,18 @@ def check_environment() -> None:
     for package, minimum in MINIMUM_VERSIONS.items():
         _check_package(package, minimum)
     _check_operators()
+
+
+def versions() -> dict[str, str]:
+    """What runs here: the stack ('openmmlab' or 'onedl'), and the version of every part of it."""
+    from .version import __version__
+    try:
+        metadata.distribution('onedl-mmdetection')
+        stack = 'onedl'
+    except metadata.PackageNotFoundError:
+        stack = 'openmmlab'
+    parts = {name: importlib.import_module(name).__version__ for name in MINIMUM_VERSIONS}
+    return dict(stack=stack, sa_mmdet=__version__, python=platform.python_version(), **parts)
 
 
 def _check_package(package: str, minimum: str) -> None:

@@ -1,0 +1,92 @@
+"""Tables 3 and 4 as pictures."""
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .paper import TASKS
+from .summary import Summary
+
+# Okabe and Ito's colours, which the colour-blind tell apart
+COLOURS = {'none': '#999999', 'SE': '#E69F00', 'ECA': '#56B4E9', 'SGE': '#009E73', 'SA': '#D55E00'}
+NAMES = {'none': 'ResNet', 'SE': '+ SE', 'ECA': '+ ECA', 'SGE': '+ SGE', 'SA': '+ SA'}
+KINDS = {'bbox': 'box', 'segm': 'mask'}
+
+
+def draw_table(table: int, summaries: list[Summary]) -> bytes:
+    """AP of every row, and its gain over the row without attention, as a PNG.
+
+    Bars are measured, with the standard deviation over seeds; black lines are the paper's, drawn
+    where both are of COCO val2017. A row that was not run has no bar.
+    """
+    comparable = all(summary.comparable for summary in summaries)
+    kind = KINDS[TASKS[table]]
+    figure = Figure(figsize=(11, 8), layout='constrained')
+    upper, lower = figure.subplots(2)
+    _draw(upper, summaries, comparable, f'{kind} AP (%)', lambda s: s.measured.get('AP'),
+          lambda s: s.row.metrics['AP'])
+    attentive = [summary for summary in summaries if summary.row.attention != 'none']
+    _draw(lower, attentive, comparable, f'gain in {kind} AP over ResNet (points)',
+          lambda s: s.gain, lambda s: s.paper_gain)
+    upper.legend(*_legend(summaries, comparable), ncols=6, loc='lower left',
+                 bbox_to_anchor=(0, 1.02), frameon=False)
+    figure.suptitle(_title(table, summaries), x=0.01, ha='left', fontsize='large')
+    png = io.BytesIO()
+    figure.savefig(png, dpi=120, format='png')
+    return png.getvalue()
+
+
+def _title(table: int, summaries: list[Summary]) -> str:
+    labels = dict.fromkeys(s.evaluated_on for s in summaries if s.evaluated_on)
+    return f'Table {table}, measured on {"; ".join(labels)}' if labels else (
+        f'Table {table}: no row was run')
+
+
+def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, measured,
+          paper) -> None:
+    position, ticks, names, previous = 0., [], [], None
+    for summary in summaries:
+        group = summary.row.detector, summary.row.backbone
+        if previous not in (None, group):
+            position += 0.8
+        previous = group
+        value = measured(summary)
+        if value is None:
+            axes.annotate('not run', (position, 0), xytext=(0, 3), textcoords='offset points',
+                          rotation=90, ha='center', va='bottom', fontsize='small', color='#555555')
+        else:
+            mean, error = getattr(value, 'mean', value), getattr(value, 'std', None)
+            bar = axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
+                           color=COLOURS[summary.row.attention])
+            axes.bar_label(bar, [f'{mean:.1f}'], label_type='center', fontsize='small')
+        if comparable:
+            axes.plot([position - 0.45, position + 0.45], [paper(summary)] * 2, color='black',
+                      linewidth=1.5)
+        ticks.append(position)
+        names.append(group)
+        position += 1
+    groups = list(dict.fromkeys(names))
+    centres = [[tick for tick, name in zip(ticks, names, strict=True) if name == group]
+               for group in groups]
+    axes.set_xticks([sum(c) / len(c) for c in centres], [f'{d}\n{b}' for d, b in groups])
+    axes.set_xlim(-0.7, position - 0.3)
+    if axes.dataLim.height < 1:
+        axes.set_ylim(0, 1)
+    axes.axhline(0, color='black', linewidth=0.8)
+    axes.set_ylabel(label)
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.tick_params(axis='x', length=0)
+
+
+def _legend(summaries: list[Summary], comparable: bool) -> tuple[list, list]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+    kinds = list(dict.fromkeys(summary.row.attention for summary in summaries))
+    handles = [Patch(color=COLOURS[kind]) for kind in kinds]
+    names = [NAMES[kind] for kind in kinds]
+    if comparable:
+        handles.append(Line2D([], [], color='black', linewidth=1.5))
+        names.append('paper')
+    return handles, names

@@ -1,0 +1,176 @@
+"""The report of finished runs: Markdown, CSV, JSON and pictures."""
+import csv
+import functools
+import io
+import json
+from pathlib import Path
+
+from ..files import write_atomically
+from .charts import KINDS, draw_table
+from .complexity_table import CELLS, compute_table
+from .paper import METRICS, TASKS
+from .summary import Summary, summarize
+
+TITLES = {3: 'Table 3: object detection', 4: 'Table 4: instance segmentation'}
+NOT_RUN = 'not run'
+
+
+def write_report(folder: Path, results: list[dict], configs: Path) -> Path:
+    """Write report.md, report.csv, report.json, table3.png and table4.png.
+
+    Args:
+        folder: to write to; made if it does not exist.
+        results: contents of the result.json files of finished runs.
+        configs: the folder of the rows' configs, for Params and GFLOPs.
+
+    Returns:
+        The path of report.md.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {table: summarize(table, results) for table in TASKS}
+    counts = _complexity(configs)
+    for table, summaries in tables.items():
+        write_atomically(folder / f'table{table}.png', draw_table(table, summaries))
+    records = [record for table, summaries in tables.items()
+               for summary in summaries for record in _records(table, summary, counts)]
+    write_atomically(folder / 'report.csv', _csv(records))
+    write_atomically(folder / 'report.json', json.dumps(
+        dict(evaluated_on=_labels(results), cells=records, runs=results), indent=1))
+    write_atomically(folder / 'report.md', _markdown(tables, results, counts))
+    return folder / 'report.md'
+
+
+@functools.cache
+def _complexity(configs: Path) -> dict[str, dict]:
+    return {row['row']: row for row in compute_table(3, configs, mmengine=False)}
+
+
+def _labels(results: list[dict]) -> list[str]:
+    return list(dict.fromkeys(result['evaluated_on']['label'] for result in results))
+
+
+def _records(table: int, summary: Summary, counts: dict) -> list[dict]:
+    """One record for each metric of a row."""
+    row = summary.row
+    records = []
+    for metric in METRICS:
+        measured = summary.measured.get(metric)
+        is_ap = metric == 'AP'
+        status = NOT_RUN if not summary.measured else 'measured' if measured else 'no objects'
+        records.append(dict(
+            table=table, detector=row.detector, backbone=row.backbone, attention=row.attention,
+            metric=f'{KINDS[TASKS[table]]} {metric}', status=status,
+            measured=measured and measured.mean, std=measured and measured.std,
+            seeds=measured.seeds if measured else 0,
+            paper=row.metrics[metric] if summary.comparable else None,
+            difference=summary.difference(metric), gain=summary.gain if is_ap else None,
+            paper_gain=summary.paper_gain if is_ap and summary.comparable else None,
+            params_m=counts.get(row.name, {}).get('params_m'), paper_params_m=row.params_m,
+            gflops=counts.get(row.name, {}).get('gflops'), paper_gflops=row.gflops,
+            evaluated_on=summary.evaluated_on, is_coco_val2017=summary.comparable
+            if summary.measured else None))
+    return records
+
+
+def _csv(records: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, records[0].keys(), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(records)
+    return text.getvalue()
+
+
+def _markdown(tables: dict[int, list[Summary]], results: list[dict], counts: dict) -> str:
+    comparable = all(result['evaluated_on']['is_coco_val2017'] for result in results)
+    parts = ['# SA-Net on COCO: measured beside the paper', _introduction(results, comparable)]
+    for table, summaries in tables.items():
+        title = TITLES[table]
+        parts += [f'## {title} ({KINDS[TASKS[table]]} AP, %)',
+                  _table(table, summaries, comparable, counts), f'![{title}](table{table}.png)']
+    parts += ['## Runs', _runs(results)]
+    return '\n\n'.join(parts) + '\n'
+
+
+def _introduction(results: list[dict], comparable: bool) -> str:
+    paper = 'Zhang & Yang, arXiv 2102.00240'
+    if not results:
+        return f'No run is finished yet. The paper is {paper}.'
+    labels = '; '.join(_labels(results))
+    lines = [f'Evaluated on **{labels}**.']
+    if comparable:
+        lines.append(f'In every cell the measured AP, its standard deviation over seeds if there '
+                     f'are several, and in brackets what the paper ({paper}) prints and the '
+                     'difference to it.')
+    else:
+        lines.append('**These figures cannot be compared with the paper**, which evaluates on the '
+                     "5,000 images of COCO val2017; the paper's AP is left out for that reason.")
+    options = dict.fromkeys(f'`{key}={value}`' for result in results
+                            for key, value in result['cfg_options'].items())
+    if options:
+        lines.append(f'Settings of the configs that were changed: {", ".join(options)}.')
+    lines.append('Params and GFLOPs are of the configs, by the paper\'s counting '
+                 '(`tools/complexity.py`); in brackets the paper\'s.')
+    return ' '.join(lines)
+
+
+def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict) -> str:
+    complexity = ['Params (M)', 'GFLOPs'] if table == 3 else []
+    header = ['Detector', 'Backbone', 'Attention', *complexity, *METRICS, 'Gain in AP']
+    rows = []
+    for summary in summaries:
+        row = summary.row
+        cells = [row.detector, row.backbone, row.attention.replace('none', '–')]
+        cells += [_complexity_cell(counts[row.name], cell) for cell in CELLS if complexity]
+        cells += [_cell(summary, metric, comparable) for metric in METRICS]
+        rows.append([*cells, _gain(summary, comparable)])
+    return _markdown_table(header, rows)
+
+
+def _complexity_cell(count: dict, cell: str) -> str:
+    printed = f'{count[f"paper_{cell}"]:.2f}'
+    return f'{count[cell]:.2f} ({printed})' + ('' if cell not in count['differences'] else ' ≠')
+
+
+def _cell(summary: Summary, metric: str, comparable: bool) -> str:
+    measured = summary.measured.get(metric)
+    text = NOT_RUN if not summary.measured else str(measured) if measured else 'no objects'
+    if not comparable:
+        return text
+    difference = summary.difference(metric)
+    beside = f'{summary.row.metrics[metric]:.1f}'
+    if difference is not None:
+        beside += f', {difference:+.1f}'
+    return f'{text} ({beside})'
+
+
+def _gain(summary: Summary, comparable: bool) -> str:
+    if summary.row.attention == 'none':
+        return ''
+    text = NOT_RUN if summary.gain is None else f'{summary.gain:+.1f}'
+    return f'{text} (↑{summary.paper_gain:.1f})' if comparable else text
+
+
+def _runs(results: list[dict]) -> str:
+    header = ['Row', 'Seed', 'Start weights', 'Epochs', 'Batch', 'Images', 'Evaluated on', 'Device',
+              'Training', 'Versions', 'Commit']
+    rows = []
+    for result in sorted(results, key=lambda result: (result['row'], result['seed'])):
+        versions = result['versions']
+        device = f'{max(result["gpus"], 1)} × {result["device"]}'
+        rows.append([
+            result['row'], str(result['seed']), result['start'], _or_dash(result['epochs']),
+            _or_dash(result['batch']), f'{result["evaluated_on"]["images"]:,}',
+            result['evaluated_on']['label'], device,
+            _or_dash(result['hours'] and f'{result["hours"]:.2f} h'),
+            ', '.join(f'{name} {version}' for name, version in versions.items()),
+            result['commit']])
+    return _markdown_table(header, rows) if rows else 'None.'
+
+
+def _or_dash(value) -> str:
+    return '–' if value is None else str(value)
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

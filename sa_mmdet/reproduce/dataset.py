@@ -1,0 +1,129 @@
+"""What a run is trained and evaluated on: its checks, and its description in every report."""
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmdet.registry import DATASETS
+from mmengine.config import Config, ConfigDict
+
+from .evaluation import sha256
+
+# COCO val2017: https://cocodataset.org, annotations of 2017
+VAL2017 = dict(images=5000, objects=36781, categories=80)
+
+
+def describe_evaluation(config: Config) -> dict:
+    """What a config is tested on.
+
+    Returns:
+        'annotations', the file, with its 'sha256'; 'images' and 'objects' in it; 'classes', the
+        names of those evaluated; 'is_coco_val2017'; 'label', for people.
+    """
+    path = Path(config.test_evaluator.ann_file)
+    content = json.loads(path.read_text())
+    found = dict(images=len(content['images']), objects=len(content['annotations']),
+                 categories=len(content['categories']))
+    classes = dataset_classes(config.test_dataloader.dataset)
+    is_val2017 = found == VAL2017 and len(classes) == VAL2017['categories']
+    label = 'COCO val2017 (5,000 images)' if is_val2017 else (
+        f'{found["images"]:,} images of {path.name} in {path.parent.parent.name}, '
+        'NOT COCO val2017')
+    return dict(
+        label=label, is_coco_val2017=is_val2017, images=found['images'], objects=found['objects'],
+        annotations=str(path), sha256=sha256(path), classes=classes)
+
+
+def dataset_classes(dataset: ConfigDict) -> list[str]:
+    """The names of the classes of a data set's config."""
+    classes = dataset.get('metainfo', {}).get('classes')
+    return list(classes or DATASETS.get(dataset.type).METAINFO['classes'])
+
+
+def dataset_problems(config: Config) -> Iterator[str]:
+    """What is wrong with the data of a config, sentences for people; nothing if all is there."""
+    contents = {}
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        path, images = _paths(dataset)
+        key = (path, images)
+        if key not in contents:
+            contents[key] = None
+            contents[key] = yield from _file_problems(path, images, dataset)
+        if contents[key] is not None and split != 'train':
+            yield from _evaluator_problems(config, split, contents[key])
+
+
+def _paths(dataset: ConfigDict) -> tuple[Path, Path]:
+    """The annotation file and the folder of the images."""
+    root = dataset.get('data_root') or ''
+    return (Path(os.path.join(root, dataset.ann_file)),
+            Path(os.path.join(root, dataset.data_prefix.img)))
+
+
+def _file_problems(path: Path, images: Path, dataset: ConfigDict) -> Iterator[str]:
+    """Check one annotation file and its images; return the file's content, None if unusable."""
+    missing = [str(place.absolute()) for place in (path, images) if not place.exists()]
+    if missing:
+        yield (f'not found: {", ".join(missing)}. Give the folder of COCO 2017 by --data-root '
+               '(README, "Data")')
+        return None
+    try:
+        content = json.loads(path.read_text())
+        names = {image['file_name']: image['id'] for image in content['images']}
+        categories = {category['name'] for category in content['categories']}
+        annotated = {annotation['image_id'] for annotation in content['annotations']}
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{path} is not a file of COCO's annotations: {error!r}"
+        return None
+    if not names or not annotated:
+        yield f'{path} has {len(names)} images and {len(content["annotations"])} objects'
+        return None
+
+    present = set(os.listdir(images))
+    absent = [name for name in names if name not in present]
+    if absent:
+        yield (f'{len(absent)} of the {len(names)} images of {path} are not in {images}, such as '
+               f'{absent[0]}')
+    renumbered = [name for name, id_ in names.items()
+                  if len(Path(name).stem) == 12 and Path(name).stem.isdigit()
+                  and int(Path(name).stem) != id_]
+    if renumbered:
+        yield (f'{path} has other image ids than COCO: {renumbered[0]} has the id '
+               f'{names[renumbered[0]]} ({len(renumbered)} images)')
+    strange = annotated - set(names.values())
+    if strange:
+        yield (f'{path} has objects of images that it does not list, such as image id '
+               f'{min(strange)}')
+    unknown = [name for name in dataset_classes(dataset) if name not in categories]
+    if unknown:
+        yield f'{path} lacks {len(unknown)} categories of the data set, such as {unknown[0]!r}'
+    return content
+
+
+def _evaluator_problems(config: Config, split: str, content: dict) -> Iterator[str]:
+    name = f'{split}_evaluator'
+    evaluator = config[name]
+    if not isinstance(evaluator, dict) or evaluator.type != 'CocoMetric':
+        yield f'{name} has to be one CocoMetric, found {evaluator}'
+        return
+    if evaluator.get('format_only'):
+        yield f'{name}.format_only=True would give no AP: leave it out'
+    indices = config[f'{split}_dataloader'].dataset.get('indices')
+    if indices is not None:
+        yield (f'{split}_dataloader.dataset.indices={indices} would count the objects of the other '
+               'images as missed: give an annotation file of these images alone')
+    path = Path(evaluator.ann_file)
+    if not path.is_file():
+        yield f'{name}.ann_file: {path} does not exist'
+        return
+    try:
+        evaluated = {image['id'] for image in json.loads(path.read_text())['images']}
+    except (ValueError, KeyError, TypeError) as error:
+        yield f"{name}.ann_file: {path} is not a file of COCO's annotations: {error!r}"
+        return
+    ids = {image['id'] for image in content['images']}
+    if ids != evaluated:
+        yield (f'{name}.ann_file: {path} has other image ids than the images that are tested: '
+               f'{len(ids - evaluated)} of {len(ids)} tested images are not in it, '
+               f'{len(evaluated - ids)} of its {len(evaluated)} are not tested')

@@ -1,0 +1,142 @@
+"""Initial weights: which file starts which backbone, and whether it fits."""
+import copy
+import re
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..analysis.paper import Row
+from ..checkpoint import TORCHVISION_MISSING, ConversionError
+from ..checkpoint.files import read_checkpoint
+from .runs import ReproduceError
+
+DEPTHS = {'ResNet-50': 50, 'ResNet-101': 101, 'ResNet-152': 152}
+BLOCKS_OF_LAYER3 = {6: 50, 23: 101, 36: 152}
+BLOCK = re.compile(r'(?:module\.)?(backbone\.)?layer3\.(\d+)\.(\w+)\.')
+OWN_PARTS = ('conv1', 'conv2', 'conv3', 'bn1', 'bn2', 'bn3', 'downsample')
+
+
+def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, str], dict]:
+    """Find out by their content which checkpoint starts which rows.
+
+    Args:
+        paths: checkpoints of backbones or classifiers, plain or with attention.
+        rows: to be started.
+
+    Returns:
+        The backbone's ``init_cfg`` by (depth, attention), such as (50, 'SA').
+
+    Raises:
+        ReproduceError: a file cannot be read, is no ResNet's or equals another in kind, or a row
+            has none.
+    """
+    found = {}
+    for path in paths:
+        key, init_cfg = identify_backbone(path)
+        if key in found:
+            raise ReproduceError(f'--init imagenet: {found[key]["checkpoint"]} and {path} are both '
+                                 f'of {_described(key)}: give one of them')
+        found[key] = init_cfg
+    needed = {(DEPTHS[row.backbone], row.attention): row.name for row in rows}
+    lacking = [f'{_described(key)} (for {name})' for key, name in needed.items()
+               if key not in found]
+    if lacking:
+        raise ReproduceError(
+            f'--init imagenet has no checkpoint of {", ".join(lacking)}; given are '
+            f'{", ".join(map(_described, found)) or "none"}. Give the missing ones, or choose '
+            'other rows by --rows')
+    return {key: found[key] for key in needed}
+
+
+def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
+    """The depth and the attention ('none', 'SE', 'SA', ...) of a ResNet, and its ``init_cfg``."""
+    try:
+        state = read_checkpoint(path)['state_dict']
+    except ConversionError as error:
+        raise ReproduceError(str(error)) from error
+    matches = [match for match in map(BLOCK.match, state) if match]
+    depth = BLOCKS_OF_LAYER3.get(len({match[2] for match in matches}))
+    if depth is None:
+        raise ReproduceError(f'{path} is not of a ResNet-50, -101 or -152: it begins with '
+                             f'{next(iter(state))}')
+    parts = {match[3] for match in matches}.difference(OWN_PARTS)
+    if len(parts) > 1:
+        raise ReproduceError(f'{path} has several layers beside those of a ResNet in its '
+                             f'bottlenecks: {", ".join(sorted(parts))}')
+    attention = parts.pop().upper() if parts else 'none'
+    prefix = dict(prefix=matches[0][1]) if matches[0][1] else {}
+    return (depth, attention), dict(type='Pretrained', checkpoint=str(path), **prefix)
+
+
+def _described(key: tuple[int, str]) -> str:
+    depth, attention = key
+    return f'ResNet-{depth}' + ('' if attention == 'none' else f' with {attention}')
+
+
+def describe_start(config: Config) -> str:
+    """For people: the initial weights of a config's backbone."""
+    init = config.model.backbone.get('init_cfg')
+    source = init.get('checkpoint') if isinstance(init, dict) else None
+    if config.get('load_from'):
+        source = config.load_from
+    if not source:
+        return 'random'
+    attention = config.model.backbone.type != 'ResNet'
+    if source.startswith('torchvision://') and attention:
+        return f'{source}, converted'
+    return str(source)
+
+
+def initial_weights_problem(config: Config) -> str | None:
+    """What is wrong with the initial weights of a config's backbone, None if they can be loaded."""
+    init = config.model.backbone.get('init_cfg')
+    source = init.get('checkpoint') if isinstance(init, dict) else None
+    if not source:
+        return None
+    init_default_scope('mmdet')
+    backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
+    try:
+        if '://' in source:
+            state = CheckpointLoader.load_checkpoint(source, map_location='cpu')
+        else:
+            state = read_checkpoint(Path(source))
+        state = state.get('state_dict', state)
+        prefix = init.get('prefix') or ''
+        state = {key.removeprefix('module.').removeprefix(prefix): value
+                 for key, value in state.items()
+                 if key.removeprefix('module.').startswith(prefix)}
+        missing = backbone.load_state_dict(state, strict=False).missing_keys
+    except Exception as error:  # of the file system, the network, the unpickler or the shapes
+        text = str(error).strip() or repr(error)
+        if 'torchvision' in text:
+            return TORCHVISION_MISSING
+        return f'{source} cannot be loaded: {text.splitlines()[0]}'
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    if missing:
+        return (f'{source} lacks {len(missing)} weights of the backbone '
+                f'{config.model.backbone.type}, such as {missing[0]}')
+    return None
+
+
+def checkpoint_problem(path: Path, config: Config) -> str | None:
+    """What is wrong with a detector's checkpoint for a config, None if it fits."""
+    try:
+        state = read_checkpoint(path)['state_dict']
+    except ConversionError as error:
+        return str(error)
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        expected = MODELS.build(copy.deepcopy(config.model)).state_dict()
+    missing = [key for key in expected if key not in state]
+    if missing:
+        return (f'{path} lacks {len(missing)} of the weights of {config.model.type} with '
+                f'{config.model.backbone.type}, such as {missing[0]}')
+    wrong = [key for key in expected if expected[key].shape != state[key].shape]
+    if wrong:
+        return (f'{path}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, '
+                f'{tuple(expected[wrong[0]].shape)} is needed')
+    return None

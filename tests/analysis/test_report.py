@@ -1,0 +1,114 @@
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from sa_mmdet.analysis import report
+from sa_mmdet.analysis.paper import METRICS
+from sa_mmdet.analysis.summary import summarize
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+VAL2017 = dict(label='COCO val2017 (5,000 images)', is_coco_val2017=True, images=5000)
+TINY = dict(label='80 images of val.json in tiny, NOT COCO val2017', is_coco_val2017=False,
+            images=80)
+
+
+def result(row, ap, seed=0, evaluated_on=VAL2017, **changes):
+    """A finished run whose metrics are ``ap``, ``ap`` + 0.01, ..."""
+    tasks = ('bbox', 'segm') if row.startswith('mask') else ('bbox', )
+    metrics = {task: {name: ap + 0.01 * i for i, name in enumerate(METRICS)} for task in tasks}
+    return dict(
+        row=row, seed=seed, metrics=metrics, evaluated_on=evaluated_on, cfg_options={}, gpus=8,
+        device='GPU X', start='torchvision://resnet50', epochs=12, batch=16, hours=5.25,
+        versions=dict(stack='onedl', torch='2.13.0'), commit='abc') | changes
+
+
+def write(tmp_path, results, monkeypatch):
+    monkeypatch.setattr(report, '_complexity', lambda configs: {
+        row.row.name: dict(params_m=41.534, gflops=207.071, paper_params_m=41.53,
+                           paper_gflops=207.07, differences={})
+        for row in summarize(3, [])})
+    path = report.write_report(tmp_path, results, CONFIGS)
+    with (tmp_path / 'report.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    return path.read_text(), rows, json.loads((tmp_path / 'report.json').read_text())
+
+
+def line(markdown, *cells):
+    start = f'| {" | ".join(cells)} |'
+    return next(line for line in markdown.splitlines() if line.startswith(start))
+
+
+def test_measured_beside_paper(tmp_path, monkeypatch):
+    runs = [result('mask-rcnn_r50', 0.370), result('mask-rcnn_sa-r50', 0.390),
+            result('mask-rcnn_sa-r50', 0.394, seed=1)]
+    markdown, rows, content = write(tmp_path, runs, monkeypatch)
+    assert 'Evaluated on **COCO val2017 (5,000 images)**' in markdown
+    sa = line(markdown, 'Mask R-CNN', 'ResNet-50', 'SA', '41.53 (41.53)')
+    assert '| 39.2 ± 0.3 (39.4, -0.2) | 40.2 ± 0.3 (61.5, -21.3) |' in sa
+    assert sa.endswith('| +2.2 (↑2.1) |')
+    plain = line(markdown, 'Mask R-CNN', 'ResNet-50', '–', '41.53 (41.53)')
+    assert '| 37.0 (37.3, -0.3) |' in plain
+    assert 'not run (37.5) |' in line(markdown, 'RetinaNet', 'ResNet-50', 'SA')
+    assert line(markdown, 'Mask R-CNN', 'ResNet-50', 'ECA').endswith('| not run (↑1.4) |')
+    assert ('| mask-rcnn_sa-r50 | 1 | torchvision://resnet50 | 12 | 16 | 5,000 | COCO val2017 '
+            '(5,000 images) | 8 × GPU X | 5.25 h | stack onedl, torch 2.13.0 | abc |') in markdown
+
+    assert len(rows) == len(content['cells']) == (18 + 10) * 6
+    cell = next(row for row in rows if (row['detector'], row['attention'], row['metric']) == (
+        'Mask R-CNN', 'SA', 'mask AP'))
+    assert float(cell['measured']) == pytest.approx(39.2)
+    assert float(cell['difference']) == pytest.approx(39.2 - 36.1)
+    assert (cell['seeds'], cell['paper'], cell['status']) == ('2', '36.1', 'measured')
+    assert [run['seed'] for run in content['runs']] == [0, 0, 1]
+
+
+def test_other_images_are_never_compared(tmp_path, monkeypatch):
+    options = {'train_cfg.max_epochs': 1}
+    runs = [result('retinanet_r50', 0.1, evaluated_on=TINY, cfg_options=options),
+            result('retinanet_sa-r50', 0.2, evaluated_on=TINY)]
+    markdown, rows, content = write(tmp_path, runs, monkeypatch)
+    assert 'cannot be compared with the paper' in markdown
+    assert '`train_cfg.max_epochs=1`' in markdown
+    assert line(markdown, 'RetinaNet', 'ResNet-50', 'SA', '41.53 (41.53)').endswith(
+        '| 20.0 | 21.0 | 22.0 | 23.0 | 24.0 | 25.0 | +10.0 |')
+    for paper in ('37.5', '↑', '35.6'):
+        assert paper not in markdown
+    measured = [row for row in rows if row['status'] == 'measured']
+    assert len(measured) == 2 * 6
+    assert all(row['evaluated_on'] == TINY['label'] and row['paper'] == row['difference'] == ''
+               and row['is_coco_val2017'] == 'False' for row in measured)
+    assert content['evaluated_on'] == [TINY['label']]
+
+
+def test_nothing_was_run(tmp_path, monkeypatch):
+    markdown, rows, _ = write(tmp_path, [], monkeypatch)
+    assert 'No run is finished yet' in markdown
+    assert {row['status'] for row in rows} == {'not run'}
+
+
+def test_objects_of_a_size_may_be_absent(tmp_path, monkeypatch):
+    run = result('retinanet_r50', 0.1, evaluated_on=TINY)
+    run['metrics']['bbox']['APs'] = -1
+    markdown, _, _ = write(tmp_path, [run], monkeypatch)
+    assert '| 12.0 | no objects | 14.0 |' in line(markdown, 'RetinaNet', 'ResNet-50', '–')
+
+
+def test_pictures_show_what_is_measured(tmp_path, monkeypatch):
+    """Bars for measured rows only, the paper's lines only beside COCO val2017."""
+    orange, black = (0, 94, 213), (0, 0, 0)  # SA, in OpenCV's order
+
+    def count(name, results, colour):
+        write(tmp_path / name, results, monkeypatch)
+        picture = cv2.imread(str(tmp_path / name / 'table3.png'))
+        plot = picture[:, picture.shape[1] // 8:]
+        return int(np.all(plot == colour, axis=2).sum())
+
+    nothing = count('nothing', [], orange)
+    assert count('sa', [result('mask-rcnn_sa-r50', 0.4)], orange) > nothing + 3000
+    paper = count('paper', [result('retinanet_sa-r50', 0.4)], black)
+    tiny = count('tiny', [result('retinanet_sa-r50', 0.4, evaluated_on=TINY)], black)
+    assert paper > tiny + 1000

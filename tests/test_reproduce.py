@@ -1,0 +1,190 @@
+"""tools/reproduce.py from the command line, on real COCO images."""
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from coco import small_coco
+from sa_mmdet.checkpoint.files import read_checkpoint
+from sa_mmdet.reproduce.processes import locked
+from sa_mmdet.reproduce.runs import ReproduceError
+
+TOOL = Path(__file__).parents[1] / 'tools/reproduce.py'
+ROW = 'retinanet_sa-r50'
+OPTIONS = [
+    'model.backbone.init_cfg=None', 'model.test_cfg.score_thr=0.', 'model.test_cfg.max_per_img=10',
+    'train_cfg.max_epochs=2', 'train_dataloader.num_workers=1',
+    'train_dataloader.dataset.pipeline.2.scale=(96,96)',
+    *(f'{split}_dataloader.{option}' for split in ('val', 'test') for option in (
+        'num_workers=0', 'persistent_workers=False', 'dataset.pipeline.1.scale=(96,96)')),
+]
+
+
+@pytest.fixture(scope='module')
+def coco_root(tmp_path_factory, coco_tiny):
+    return small_coco(coco_tiny, tmp_path_factory.mktemp('data') / 'coco', images=4)
+
+
+def command(work_dir, coco_root, *args):
+    return [sys.executable, str(TOOL), '--work-dir', str(work_dir), '--data-root', str(coco_root),
+            '--rows', ROW, '--gpus', '0', *args, '--cfg-options', *OPTIONS]
+
+
+def run(work_dir, coco_root):
+    done = subprocess.run(command(work_dir, coco_root), text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory, coco_root):
+    """The folder of a run that nothing disturbed."""
+    work_dir = tmp_path_factory.mktemp('uninterrupted')
+    run(work_dir, coco_root)
+    return work_dir
+
+
+def start(work_dir, coco_root):
+    return subprocess.Popen(command(work_dir, coco_root), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_for(path, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()[-5000:]
+        assert time.monotonic() < end, f'{path} did not appear'
+        time.sleep(0.05)
+
+
+def wait_until_free(work_dir, seconds=60):
+    """Wait until the children of a killed process, which the kernel ends, have let go."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with locked(work_dir):
+                return
+        except ReproduceError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def tool(monkeypatch, capsys, *args):
+    """The tool in this process: exit status or message, and what it printed."""
+    monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        runpy.run_path(str(TOOL), run_name='__main__')
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    output = capsys.readouterr()
+    return code, output.out + output.err
+
+
+def test_report_of_a_run(uninterrupted, coco_root):
+    report = uninterrupted / 'report'
+    assert {path.name for path in report.iterdir()} == {
+        'report.md', 'report.csv', 'report.json', 'table3.png', 'table4.png'}
+    markdown = (report / 'report.md').read_text()
+    label = '4 images of instances_val2017.json in coco, NOT COCO val2017'
+    assert f'Evaluated on **{label}**' in markdown
+    content = json.loads((report / 'report.json').read_text())
+    cells = [cell for cell in content['cells'] if cell['status'] != 'not run']
+    assert [cell['metric'] for cell in cells] == [
+        'box AP', 'box AP50', 'box AP75', 'box APs', 'box APm', 'box APl']
+    result, = content['runs']
+    assert (result['row'], result['start'], result['epochs'], result['device']) == (
+        ROW, 'random', 2, 'CPU')
+    assert 0 < result['hours'] < 0.2
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_numbers(uninterrupted, tmp_path, coco_root):
+    """SIGKILL in the second epoch, and a checkpoint that was not written to its end."""
+    killed = start(tmp_path, coco_root)
+    folder = tmp_path / ROW / 'seed0'
+    wait_for(folder / 'last_checkpoint', killed)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    wait_until_free(tmp_path)
+    checkpoint = (folder / 'epoch_1.pth').read_bytes()
+    (folder / 'epoch_2.pth').write_bytes(checkpoint[:len(checkpoint) // 2])
+
+    output = run(tmp_path, coco_root)
+    assert 'epoch_2.pth was not written to its end: training goes on from epoch 1' in output
+    assert 'resumed epoch: 1' in output
+    results = [json.loads((work_dir / ROW / 'seed0/result.json').read_text())
+               for work_dir in (uninterrupted, tmp_path)]
+    assert results[0]['metrics'] == results[1]['metrics']
+    weights = [read_checkpoint(work_dir / ROW / 'seed0/epoch_2.pth')['state_dict']
+               for work_dir in (uninterrupted, tmp_path)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_a_finished_run_is_not_repeated(uninterrupted, coco_root, monkeypatch, capsys):
+    result = uninterrupted / ROW / 'seed0/result.json'
+    before = result.stat().st_mtime_ns
+    monkeypatch.setattr('sa_mmdet.reproduce.execute.run_child', None)
+    code, output = tool(monkeypatch, capsys, *command(uninterrupted, coco_root)[2:])
+    assert code == 0
+    assert '1 of 1 runs are finished' in output
+    assert result.stat().st_mtime_ns == before
+
+
+def test_check(uninterrupted, monkeypatch, capsys):
+    code, output = tool(monkeypatch, capsys, '--check', '--work-dir', uninterrupted)
+    assert code == 0
+    assert f'{ROW} seed 0: every AP is as reported' in output
+    path = uninterrupted / ROW / 'seed0/detections.bbox.json'
+    original = path.read_text()
+    detections = json.loads(original)
+    detections[-1]['score'] /= 2
+    path.write_text(json.dumps(detections))
+    code, output = tool(monkeypatch, capsys, '--check', '--work-dir', uninterrupted)
+    path.write_text(original)
+    assert code == 1
+    assert 'was changed after it was evaluated' in output
+
+
+def test_dry_run(tmp_path, coco_root, monkeypatch, capsys):
+    code, output = tool(monkeypatch, capsys, *command(tmp_path / 'w', coco_root, '--dry-run')[2:])
+    assert code == 0
+    assert f'{ROW} seed 0' in output
+    assert 'not started' in output
+    assert 'tools/train.py' in output
+    assert 'tools/test.py' in output
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(('args', 'message'), [
+    (['--rows', 'retinanet-sa-r50'], 'did you mean retinanet_sa-r50?'),
+    (['--init', 'imagenet'], 'give resnet, or imagenet=PATH'),
+    (['--init', 'vgg=x.pth'], 'give resnet, or imagenet=PATH'),
+    (['--init', 'imagenet=x.pth'], 'x.pth does not exist'),
+    (['--eval-only', 'retinanet_r50'], 'give ROW=CHECKPOINT'),
+    (['--eval-only', 'retinanet_r50=x.pth', '--seeds', '2'], '--eval-only names its rows'),
+    (['--seeds', '0'], '--seeds must be at least 1, got 0'),
+    (['--gpus', '-1'], '--gpus must be at least 0'),
+    (['--table', '5'], 'invalid choice: 5'),
+    (['--check', '--work-dir', 'nowhere'], '--work-dir nowhere does not exist'),
+    (['--check', '--work-dir', '.'], 'has no finished run'),
+    (['--gpus', '8', '--data-root', 'nowhere'], 'too few GPUs'),
+    (['--data-root', 'nowhere'], 'nowhere/annotations/instances_train2017.json'),
+], ids=str)
+def test_refusals(args, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [] if '--rows' in args or '--eval-only' in args else ['--rows', ROW]
+    code, output = tool(monkeypatch, capsys, *args, *rows)
+    assert code not in (0, None)
+    assert message in f'{output}{code}'
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,230 @@
+#!/usr/bin/env python
+"""Reproduce Tables 3 and 4 of the paper: train and test their rows, and report.
+
+Interrupted in any way, the same command goes on where it was. MMDetection's own options of
+train.py are given as --cfg-options; all paths may be relative to the folder of the command.
+"""
+import argparse
+import json
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table
+
+from sa_mmdet.analysis.report import write_report
+from sa_mmdet.reproduce.checks import find_problems, save_settings
+from sa_mmdet.reproduce.evaluation import check_result
+from sa_mmdet.reproduce.execute import execute, test_command, train_command
+from sa_mmdet.reproduce.runs import (
+    TABLES,
+    ReproduceError,
+    Run,
+    Settings,
+    plan_runs,
+    select_rows,
+)
+from sa_mmdet.reproduce.weights import imagenet_backbones
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        '--table', type=int, nargs='+', choices=TABLES, default=list(TABLES),
+        help='both by default')
+    parser.add_argument(
+        '--rows', nargs='+', default=[], metavar='ROW',
+        help="of these tables, such as mask-rcnn_sa-r50 or 'retinanet_*'; all by default")
+    parser.add_argument('--data-root', type=Path, default=Path('data/coco'), help='COCO 2017')
+    parser.add_argument(
+        '--work-dir', type=Path, default=Path('work_dirs/reproduce'),
+        help='folder of the runs, and of report/report.md')
+    where = parser.add_argument_group('where to run')
+    where.add_argument(
+        '--gpus', type=int, metavar='N',
+        help='processes, one GPU each, by torchrun; 0 is the CPU; all GPUs by default. The '
+        'learning rate follows the batch (MMDetection\'s --auto-scale-lr)')
+    where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N (8 by default)')
+    what = parser.add_argument_group('what to run')
+    what.add_argument(
+        '--seeds', type=int, default=1, metavar='K', help='train every row with seeds 0 ... K-1')
+    what.add_argument(
+        '--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
+        help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: backbones "
+        "trained on ImageNet with their attention, found by their content")
+    what.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={},
+        help='override settings of all configs: key=value ...')
+    what.add_argument(
+        '--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
+        help='test these detectors instead of training')
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        '--dry-run', action='store_true',
+        help='list runs and commands and check all that could fail later; nothing is started')
+    mode.add_argument(
+        '--report', action='store_true', help='only write the report of what is finished')
+    mode.add_argument(
+        '--check', action='store_true',
+        help='evaluate the saved detections of the finished runs again and compare')
+    args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error(f'--seeds must be at least 1, got {args.seeds}')
+    if args.gpus is None:
+        args.gpus = 8 if args.slurm else torch.cuda.device_count()
+    if args.gpus < (1 if args.slurm else 0):
+        parser.error(f'--gpus must be at least {1 if args.slurm else 0}, got {args.gpus}')
+    if args.eval_only and (args.rows or args.seeds > 1 or args.init != ['resnet']):
+        parser.error('--eval-only names its rows: --rows, --seeds and --init are for training')
+    return args
+
+
+def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
+    """The runs that the command line asks for."""
+    checkpoints = parse_checkpoints(args.eval_only or [])
+    rows = select_rows(args.table, list(checkpoints) or args.rows)
+    start, paths = parse_init(args.init)
+    settings = Settings(
+        configs=CONFIGS,
+        work_dir=args.work_dir.resolve(),
+        data_root=args.data_root.resolve(),
+        gpus=args.gpus,
+        slurm=args.slurm,
+        init=start,
+        init_cfgs=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
+        cfg_options=args.cfg_options,
+        checkpoints=checkpoints)
+    return plan_runs(rows, args.seeds, settings), settings
+
+
+def parse_init(values: list[str]) -> tuple[str, list[Path]]:
+    """'resnet', or 'imagenet' with the paths after its '='."""
+    start, _, first = values[0].partition('=')
+    paths = [Path(path).resolve() for path in (first, *values[1:]) if path]
+    if start not in ('resnet', 'imagenet') or (start == 'imagenet') != bool(paths):
+        raise ReproduceError(
+            f'--init {" ".join(values)}: give resnet, or imagenet=PATH with the checkpoints')
+    return start, paths
+
+
+def parse_checkpoints(values: list[str]) -> dict[str, Path]:
+    """The checkpoints to test, by the names of their rows."""
+    checkpoints = {}
+    for value in values:
+        row, equals, path = value.partition('=')
+        if not equals or not path:
+            raise ReproduceError(f'--eval-only {value}: give ROW=CHECKPOINT, such as '
+                                 'mask-rcnn_sa-r50=epoch_12.pth')
+        checkpoints[row] = Path(path).resolve()
+    return checkpoints
+
+
+def check_everything(runs: list[Run], settings: Settings) -> bool:
+    """Print what was checked; whether all is well."""
+    well = True
+    for check, problems in find_problems(runs, settings):
+        for problem in problems:
+            print(f'error: {check}: {problem}', file=sys.stderr)
+        well = well and not problems
+        if not problems:
+            print(f'{check}: ok')
+    return well
+
+
+def show(runs: list[Run]) -> None:
+    """Print every run's state, and the commands that it takes."""
+    table = Table('run', 'state')
+    for run in runs:
+        table.add_row(run.name, run.state())
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    for run in runs:
+        if run.finished:
+            continue
+        checkpoint = run.settings.checkpoints.get(run.row.name)
+        if run.trains:
+            print(shlex.join(train_command(run)))
+            checkpoint = run.folder / f'epoch_{run.epochs}.pth'
+        print(shlex.join(test_command(run, checkpoint)))
+    unwritten = [run for run in runs if not run.config_file.is_file()]
+    if unwritten:
+        print(f'({len(unwritten)} of the configs are written when their runs start)')
+
+
+def results_in(work_dir: Path) -> list[tuple[Path, dict]]:
+    """The folders and results of the finished runs of a work dir."""
+    found = []
+    for path in sorted(work_dir.glob('*/seed*/result.json')):
+        try:
+            found.append((path.parent, json.loads(path.read_text())))
+        except ValueError as error:
+            raise ReproduceError(f'{path} is damaged ({error}): remove it to test again') from error
+    return found
+
+
+def report(work_dir: Path) -> Path:
+    """Write the report of the finished runs."""
+    return write_report(
+        work_dir / 'report', [result for _, result in results_in(work_dir)], CONFIGS)
+
+
+def check(work_dir: Path) -> bool:
+    """Evaluate all saved detections again; whether every figure is as reported."""
+    results = results_in(work_dir)
+    if not results:
+        raise ReproduceError(f'{work_dir} has no finished run')
+    well = True
+    for folder, result in results:
+        problems = check_result(result, folder)
+        for problem in problems:
+            print(f'error: {result["row"]} seed {result["seed"]}: {problem}', file=sys.stderr)
+        well = well and not problems
+        if not problems:
+            print(f'{result["row"]} seed {result["seed"]}: every AP is as reported')
+    return well
+
+
+def train_and_test(runs: list[Run], settings: Settings) -> bool:
+    """Bring all runs to their end; whether all of them have a result."""
+    save_settings(settings)
+    failures = execute(runs, settings, after_each=lambda: report(settings.work_dir))
+    path = report(settings.work_dir)
+    print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    return not failures
+
+
+def main() -> None:
+    args = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if args.report or args.check:
+            if not args.work_dir.is_dir():
+                raise ReproduceError(f'--work-dir {args.work_dir} does not exist')
+            if args.check:
+                sys.exit(0 if check(args.work_dir) else 1)
+            print(report(args.work_dir))
+            return
+        runs, settings = plan(args)
+        if not check_everything(runs, settings):
+            sys.exit('error: nothing was started')
+        if args.dry_run:
+            show(runs)
+            return
+        sys.exit(0 if train_and_test(runs, settings) else 1)
+    except ReproduceError as error:
+        sys.exit(f'error: {error}')
+    except OSError as error:
+        sys.exit(f'error: {error}. Nothing that was finished is lost: the same command goes on')
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted: the same command goes on from the last whole checkpoint')
+
+
+if __name__ == '__main__':
+    main()
