@@ -56,9 +56,12 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
                           rotation=90, ha='center', va='bottom', fontsize='small', color='#555555')
         else:
             mean, error = getattr(value, 'mean', value), getattr(value, 'std', None)
-            bar = axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
-                           color=COLOURS[summary.row.attention])
-            axes.bar_label(bar, [f'{mean:.1f}'], label_type='center', fontsize='small')
+            axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
+                     color=COLOURS[summary.row.attention])
+            below = mean < 0
+            axes.annotate(f'{mean:.1f}', (position, 0), xytext=(0, -3 if below else 3),
+                          textcoords='offset points', ha='center', fontsize='small',
+                          va='top' if below else 'bottom')
         if comparable:
             axes.plot([position - 0.45, position + 0.45], [paper(summary)] * 2, color='black',
                       linewidth=1.5)

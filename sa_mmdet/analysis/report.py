@@ -98,9 +98,10 @@ def _introduction(results: list[dict], comparable: bool) -> str:
     labels = '; '.join(_labels(results))
     lines = [f'Evaluated on **{labels}**.']
     if comparable:
-        lines.append(f'In every cell the measured AP, its standard deviation over seeds if there '
+        lines.append('In every cell the measured AP, its standard deviation over seeds if there '
                      f'are several, and in brackets what the paper ({paper}) prints and the '
-                     'difference to it.')
+                     'difference to it. The paper starts from backbones that were trained on '
+                     'ImageNet with their attention; "Runs" tells what these started from.')
     else:
         lines.append('**These figures cannot be compared with the paper**, which evaluates on the '
                      "5,000 images of COCO val2017; the paper's AP is left out for that reason.")
@@ -139,15 +140,19 @@ def _cell(summary: Summary, metric: str, comparable: bool) -> str:
     difference = summary.difference(metric)
     beside = f'{summary.row.metrics[metric]:.1f}'
     if difference is not None:
-        beside += f', {difference:+.1f}'
+        beside += f', {_signed(difference)}'
     return f'{text} ({beside})'
 
 
 def _gain(summary: Summary, comparable: bool) -> str:
     if summary.row.attention == 'none':
         return ''
-    text = NOT_RUN if summary.gain is None else f'{summary.gain:+.1f}'
+    text = NOT_RUN if summary.gain is None else _signed(summary.gain)
     return f'{text} (↑{summary.paper_gain:.1f})' if comparable else text
+
+
+def _signed(points: float) -> str:
+    return f'{round(points, 1) + 0:+.1f}'  # + 0 turns -0.0 into 0.0
 
 
 def _runs(results: list[dict]) -> str:

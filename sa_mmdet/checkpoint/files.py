@@ -4,7 +4,6 @@ import hashlib
 import os
 import pickle
 import re
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ..files import atomic_file
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..version import __version__
@@ -176,15 +176,8 @@ def _verify(cfg: ConfigDict, plain: dict, converted: dict, prefix: str, size: in
 
 def _write(checkpoint: dict, target: Path) -> None:
     """Write the whole file or nothing."""
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f'.{target.name}.')
-        with os.fdopen(descriptor, 'wb') as file:
+        with atomic_file(target) as file:
             torch.save(checkpoint, file)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         raise ConversionError(f'{target} could not be written: {error}') from error
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
