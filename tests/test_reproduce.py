@@ -156,6 +156,15 @@ def test_check(uninterrupted, monkeypatch, capsys):
     assert 'was changed after it was evaluated' in output
 
 
+def test_ctrl_c(tmp_path, coco_root, monkeypatch, capsys):
+    def interrupt(run, lock):
+        raise KeyboardInterrupt
+    monkeypatch.setattr('sa_mmdet.reproduce.execute.bring_to_end', interrupt)
+    code, output = tool(monkeypatch, capsys, *command(tmp_path / 'w', coco_root)[2:])
+    assert 'interrupted: the same command goes on from the last whole checkpoint' in code
+    assert '[1/1] retinanet_sa-r50 seed 0: not started' in output
+
+
 def test_dry_run(tmp_path, coco_root, monkeypatch, capsys):
     code, output = tool(monkeypatch, capsys, *command(tmp_path / 'w', coco_root, '--dry-run')[2:])
     assert code == 0

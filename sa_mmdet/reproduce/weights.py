@@ -109,7 +109,7 @@ def initial_weights_problem(config: Config) -> str | None:
         state = {key.removeprefix('module.').removeprefix(prefix): value
                  for key, value in state.items()
                  if key.removeprefix('module.').startswith(prefix)}
-        missing = backbone.load_state_dict(state, strict=False).missing_keys
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
     except Exception as error:  # of the file system, the network, the unpickler or the shapes
         text = str(error).strip() or repr(error)
         if 'torchvision' in text:
@@ -119,6 +119,10 @@ def initial_weights_problem(config: Config) -> str | None:
     if missing:
         return (f'{source} lacks {len(missing)} weights of the backbone '
                 f'{config.model.backbone.type}, such as {missing[0]}')
+    unexpected = [key for key in unexpected if key.startswith('layer')]
+    if unexpected:
+        return (f'{source} has {len(unexpected)} weights that the backbone '
+                f'{config.model.backbone.type} does not know, such as {unexpected[0]}')
     return None
 
 
@@ -135,6 +139,11 @@ def checkpoint_problem(path: Path, config: Config) -> str | None:
     if missing:
         return (f'{path} lacks {len(missing)} of the weights of {config.model.type} with '
                 f'{config.model.backbone.type}, such as {missing[0]}')
+    unexpected = [key for key in state if key not in expected]
+    if unexpected:
+        return (f'{path} has {len(unexpected)} weights that {config.model.type} with '
+                f'{config.model.backbone.type} does not know, such as {unexpected[0]}: is it of '
+                'another row?')
     wrong = [key for key in expected if expected[key].shape != state[key].shape]
     if wrong:
         return (f'{path}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, '

@@ -71,6 +71,9 @@ def test_wrong_files(weights, files, message):
 
 def test_start_that_cannot_be_loaded(weights):
     assert 'lacks' in initial_weights_problem(with_start(checkpoint=str(weights / 'other.pth')))
+    plain = with_start(checkpoint=str(weights / 'sa.pth'))
+    plain.model.backbone.type = 'ResNet'
+    assert 'does not know, such as layer1.0.sa.' in initial_weights_problem(plain)
     assert 'gone.pth does not exist' in initial_weights_problem(with_start(checkpoint='gone.pth'))
     assert 'cannot be loaded' in initial_weights_problem(
         with_start(checkpoint=str(weights / 'text.pth')))
@@ -104,6 +107,8 @@ def test_checkpoint_of_another_detector(tmp_path):
     assert checkpoint_problem(path, config) is None
     other = Config.fromfile(CONFIGS / 'retinanet/retinanet_se-r50_fpn_1x_coco.py')
     assert 'layer1.0.se.fc1.weight' in checkpoint_problem(path, other)
+    plain = Config.fromfile(CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert 'does not know, such as backbone.layer1.0.sa.' in checkpoint_problem(path, plain)
     config.model.bbox_head.num_classes = 3
     assert 'has shape' in checkpoint_problem(path, config)
     assert 'does not exist' in checkpoint_problem(tmp_path / 'gone.pth', config)
