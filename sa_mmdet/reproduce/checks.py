@@ -175,7 +175,10 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
 
 def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
     """A sentence if the disk is too small for the runs that are not finished."""
-    needed = sum(_bytes_needed(run) for run in runs if not run.finished)
+    unfinished = [run for run in runs if not run.finished]
+    configs = {run.row.name: run.config for run in unfinished}
+    params = {name: _count_parameters(config) for name, config in configs.items()}
+    needed = sum(_bytes_needed(run, params[run.row.name]) for run in unfinished)
     existing = next(folder for folder in (work_dir, *work_dir.absolute().parents)
                     if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -184,9 +187,12 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
                f'{needed / 1e9:.1f} GB: free some, or choose another --work-dir')
 
 
-def _bytes_needed(run: Run) -> int:
+def _count_parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in _build_model(config).parameters())
+
+
+def _bytes_needed(run: Run, params: int) -> int:
     written = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file())
-    params = sum(parameter.numel() for parameter in _build_model(run.config).parameters())
     training = params * BYTES_PER_PARAMETER * CHECKPOINTS_AT_ONCE if run.trains else 0
     detections = IMAGES * sum(BYTES_OF_DETECTIONS[task] for task in run.tasks)
     return max(0, training + detections - written)
