@@ -2,15 +2,13 @@
 import torch
 from torch import Tensor
 
-from .implementations import choose, implementations
+from .implementations import HAS_OPERATOR, choose, implementations
 from .reference import channel_shuffle, shuffle_attention_reference
 
 __all__ = [
     'channel_shuffle', 'implementations', 'shuffle_attention', 'shuffle_attention_reference'
 ]
 
-# What registers the operator came with torch 2.4.
-HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 if HAS_OPERATOR:
     from . import operator as operator
 
@@ -32,8 +30,9 @@ def shuffle_attention(
     As ``shuffle_attention_reference`` without its ablations, at the price of a copy: the backward
     pass keeps ``x`` and two numbers for each of its planes. Where a fused implementation takes
     ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the one
-    operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, on the meta device, in
-    torch.jit.trace and in ONNX export it is the formula. Double backward goes through the formula.
+    operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, and on the meta device, in
+    torch.jit.trace, torch.func and ONNX export, it is the formula. So is double backward; forward
+    mode differentiation needs ``implementation='reference'``.
 
     Args:
         x: (N, C, H, W), floating point, C divisible by 2 * groups, any strides; contiguous and
@@ -54,7 +53,8 @@ def shuffle_attention(
         RuntimeError: the forced implementation cannot be used, or not for ``x``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
-    _check(x, parameters, groups)
+    if not torch.jit.is_tracing():  # where sizes are tensors, about which Python is not to decide
+        _check(x, parameters, groups)
     if _is_formula(x, implementation):
         return shuffle_attention_reference(x, *parameters, groups, eps)
     return torch.ops.sa_mmdet.shuffle_attention.default(
@@ -79,6 +79,6 @@ def _is_formula(x: Tensor, implementation: str | None) -> bool:
         return True
     if torch.compiler.is_compiling():
         return False
-    if torch.jit.is_tracing() or x.is_meta:
+    if torch.jit.is_tracing() or x.is_meta or torch._C._are_functorch_transforms_active():
         return True
     return choose(x, implementation) == 'reference'

@@ -1,8 +1,9 @@
 """The C++ implementation (csrc/): float32, float64, bfloat16 and float16 on CPU.
 
-There is a library for each instruction set, ``_cpu_<capability>.so``, which setup.py builds. Loading
-one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward}_<capability>``.
+There is a library for each instruction set, ``_cpu_<capability>.so``, which setup.py builds.
+Loading one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward}_<capability>``.
 """
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,13 +19,17 @@ HOW_TO_BUILD = ('Install sa_mmdet where torch and a C++ compiler are, by `SA_MMD
                 'install --no-build-isolation --no-deps -e .`, which shows what fails.')
 
 
+def library(name: str) -> Path:
+    return Path(__file__).with_name(f'_cpu_{name}.so')
+
+
 @cache
 def capability() -> tuple[str | None, str | None]:
     """The capability whose library was loaded, or else the reason why none was."""
     supported = torch.backends.cpu.get_cpu_capability().lower()
     first = CAPABILITIES.index(supported) if supported in CAPABILITIES else -1
     for name in CAPABILITIES[first:]:
-        file = Path(__file__).with_name(f'_cpu_{name}.so')
+        file = library(name)
         if file.exists():
             try:
                 torch.ops.load_library(file)
@@ -45,16 +50,20 @@ def takes_device(device: torch.device) -> bool:
     return device.type == 'cpu'
 
 
+def operators() -> tuple[Callable, Callable]:
+    """Forward and backward of the loaded library."""
+    return operators_of(capability()[0])
+
+
 @cache
-def _operators():
-    name = capability()[0]
+def operators_of(name: str) -> tuple[Callable, Callable]:
     return (getattr(torch.ops.sa_mmdet, f'shuffle_attention_forward_{name}').default,
             getattr(torch.ops.sa_mmdet, f'shuffle_attention_backward_{name}').default)
 
 
 def forward(x: Tensor, *parameters: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Output and statistics, as ``reference.reference_forward``."""
-    return _operators()[0](x, *parameters, groups, eps)
+    return operators()[0](x, *parameters, groups, eps)
 
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int,
@@ -64,4 +73,4 @@ def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: 
     The sums are those of ``reference.parameter_gradients``: dz times what the plane's weight
     multiplies (its mean; the normalised x), and dz; float64.
     """
-    return _operators()[1](dy, x, stats, *parameters, groups, input_gradient)
+    return operators()[1](dy, x, stats, *parameters, groups, input_gradient)

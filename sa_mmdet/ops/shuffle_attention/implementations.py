@@ -11,6 +11,10 @@ ENVIRONMENT_VARIABLE = 'SA_MMDET_OPS'
 
 FUSED: dict[str, ModuleType] = {'cpu': cpu, 'triton': triton}
 NAMES = ('reference', *FUSED)
+BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
+
+# What registers the operator came with torch 2.4.
+HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 
 
 def implementations() -> dict[str, str | None]:
@@ -20,11 +24,11 @@ def implementations() -> dict[str, str | None]:
     in float32, float64, bfloat16 and float16; 'triton' is for CUDA tensors in float32, bfloat16 and
     float16.
     """
-    return {'reference': None, **{name: module.unavailable() for name, module in FUSED.items()}}
+    return {'reference': None, **{name: _unavailable(name) for name in FUSED}}
 
 
 def choose(x: Tensor, implementation: str | None = None) -> str:
-    """The implementation for ``x``: the forced one, else the fused one that takes it, else formula.
+    """The implementation for ``x``: the forced one, else its device's, else the formula.
 
     Args:
         x: the input; only its device and dtype matter.
@@ -39,7 +43,8 @@ def choose(x: Tensor, implementation: str | None = None) -> str:
     if implementation is None:
         source, implementation = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or None
     if implementation is None:
-        return next((name for name in FUSED if _refusal(name, x) is None), 'reference')
+        fused = BY_DEVICE.get(x.device.type)
+        return fused if fused and _refusal(fused, x) is None else 'reference'
     if implementation not in NAMES:
         raise ValueError(f'{source}={implementation!r} is no implementation of shuffle attention: '
                          f'use one of {", ".join(NAMES)}')
@@ -48,10 +53,16 @@ def choose(x: Tensor, implementation: str | None = None) -> str:
     return implementation
 
 
+def _unavailable(name: str) -> str | None:
+    if not HAS_OPERATOR:
+        return f'it needs torch >= 2.4, this is {torch.__version__}'
+    return FUSED[name].unavailable()
+
+
 def _refusal(name: str, x: Tensor) -> str | None:
-    module = FUSED[name]
-    if not module.takes_device(x.device):
-        return f'it does not compute on {x.device}. Without it, one is chosen for the tensor'
-    if x.dtype not in module.DTYPES:
-        return f'it does not compute in {x.dtype}. Without it, one is chosen for the tensor'
-    return module.unavailable()
+    """Why an implementation does not compute ``x``."""
+    if not FUSED[name].takes_device(x.device):
+        return f'it does not compute on {x.device}; without the name one is chosen for the tensor'
+    if x.dtype not in FUSED[name].DTYPES:
+        return f'it does not compute in {x.dtype}; without the name one is chosen for the tensor'
+    return _unavailable(name)

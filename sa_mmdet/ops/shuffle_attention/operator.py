@@ -4,9 +4,9 @@ The kernel chooses an implementation when it runs, so that a compiled or exporte
 machine on which it runs.
 """
 import torch
-from torch import Tensor
 
 from .implementations import FUSED, choose
+from .layout import memory_format
 from .reference import parameter_gradients, reference_backward, reference_forward
 
 _PARAMETERS = ('Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, '
@@ -21,12 +21,6 @@ torch.library.define(
     f'(Tensor dy, Tensor x, Tensor stats, {_PARAMETERS}, bool input_gradient, '
     'str? implementation=None) -> (Tensor, Tensor)',
     tags=torch.Tag.pt2_compliant_tag)
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """That of the output and of dx: channels_last where ``x`` is in it, else contiguous."""
-    channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 @torch.library.impl('sa_mmdet::shuffle_attention', 'default')

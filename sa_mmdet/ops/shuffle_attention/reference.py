@@ -139,9 +139,10 @@ def reference_backward(
     dx_s = dy_s * gate + sweight * gn_weight * rstd * (dz_s - mean_dz - normalised * mean_dz_x)
 
     dx = torch.stack([dx_c, dx_s], dim=1).reshape(n, c, h, w)
-    sums = torch.stack([dz_c * mean, dz_c, h * w * mean_dz_x, h * w * mean_dz], dim=-1).sum((0, 2, 3))
+    sums = [dz_c * mean, dz_c, h * w * mean_dz_x, h * w * mean_dz]
     return dx.to(x.dtype), parameter_gradients(
-        *sums.unbind(-1), sweight.flatten(), gn_weight.flatten(), gn_bias.flatten())
+        *(plane_sums.sum((0, 2, 3)) for plane_sums in sums),
+        sweight.flatten(), gn_weight.flatten(), gn_bias.flatten())
 
 
 def parameter_gradients(
