@@ -17,11 +17,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 
-# Elements that a program holds, 16 a thread. A plane up to this size is read once.
-TILE = 8192
+# Elements of a plane that a program holds, 16 a thread. A plane up to this size is read once.
+BLOCK = 8192
 ELEMENTS_A_WARP = 512
-# Neighbouring channels of a channels_last tensor that are read together.
-CHANNELS = 32
+# Planes smaller than this share a program.
+SHARED = 2048
+# Neighbouring channels of a channels_last tensor, which are read together, and pixels. 8 elements
+# a thread: each has an address of its own.
+CHANNELS, PIXELS = 32, 64
+CHANNELS_LAST_ELEMENTS_A_WARP = 256
 
 
 def unavailable() -> str | None:
@@ -69,11 +73,12 @@ def _launch(kernel, x: Tensor, tensors: tuple[Tensor, ...], parameters: tuple[Te
     area = h * w
     power = 1 << (area - 1).bit_length()
     if memory_format(x) == torch.channels_last:
-        planes, block = CHANNELS, min(power, TILE // CHANNELS)
+        planes, block = CHANNELS, min(power, PIXELS)
+        warps = max(1, planes * block // CHANNELS_LAST_ELEMENTS_A_WARP)
     else:
-        block = min(power, TILE)
-        planes = max(1, TILE // 4 // block)
-    warps = min(16, max(1, planes * block // ELEMENTS_A_WARP))
+        block = min(power, BLOCK)
+        planes = max(1, SHARED // block)
+        warps = max(1, planes * block // ELEMENTS_A_WARP)
     strides = [stride for tensor in strides_of for stride in _strides(tensor)]
     with torch.cuda.device_of(x):
         # fusion would round differently what is written to cancel
