@@ -75,9 +75,9 @@ def _check(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
 
 
 def _is_formula(x: Tensor, implementation: str | None) -> bool:
-    if torch.onnx.is_in_onnx_export() or not HAS_OPERATOR:
+    if torch.onnx.is_in_onnx_export():
         return True
-    if torch.compiler.is_compiling():
+    if HAS_OPERATOR and torch.compiler.is_compiling():
         return False
     if torch.jit.is_tracing() or x.is_meta or torch._C._are_functorch_transforms_active():
         return True
