@@ -66,10 +66,20 @@ Moments plane_moments(const T* x, int64_t area) {
   return moments;
 }
 
+// The plane after this one, which is read next, comes into the cache while this one is gated. After
+// the last plane there is nothing to read, but a prefetch does not read.
+template <typename T>
+void prefetch_next_plane(const T* x, int64_t area) {
+#if defined(__GNUC__)
+  __builtin_prefetch(x + area, 0, 2);
+#endif
+}
+
 template <typename T>
 void scale_plane(const T* x, T* y, int64_t area, accumulate_t<T> gate) {
   const Pack<T> gates(gate);
   for_each_pack<T>(0, area, [&](int64_t i, auto count) {
+    prefetch_next_plane(x + i, area);
     (Pack<T>::load(x + i, count) * gates).store(y + i, count);
   });
 }
@@ -78,6 +88,7 @@ template <typename T>
 void gate_plane(const T* x, T* y, int64_t area, const Gate<accumulate_t<T>>& gate) {
   const Pack<T> slope(gate.slope), center(gate.center), offset(gate.offset);
   for_each_pack<T>(0, area, [&](int64_t i, auto count) {
+    prefetch_next_plane(x + i, area);
     const auto v = Pack<T>::load(x + i, count);
     (v * sigmoid(fmadd(slope, v - center, offset)).value).store(y + i, count);
   });
