@@ -30,7 +30,8 @@ lint: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt \
-		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py
+		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
+		$(wildcard sa_mmdet/ops/shuffle_attention/csrc/*)
 	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
 	@touch $@
 

@@ -1,9 +1,31 @@
-"""pyproject.toml describes the package; this adds the folder in which MIM looks for its configs."""
+"""pyproject.toml describes the package; this adds what it cannot.
+
+The folder in which MIM looks for the package's configs; and the operator in C++, which is optional:
+it is built where there are a C++ compiler and torch (which pip only shows to the build with
+--no-build-isolation), and where it cannot be built the package installs without it, and says so.
+SA_MMDET_BUILD=1 in the environment makes that an error, SA_MMDET_BUILD=0 does not try.
+"""
+import os
+import platform
 import shutil
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+
+OPERATOR = Path('sa_mmdet/ops/shuffle_attention')
+
+# What ATen's vectors need of each of its CPU capabilities.
+INSTRUCTIONS = {
+    'default': [],
+    'avx2': ['-mavx2', '-mfma', '-mf16c'],
+    'avx512': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma', '-mf16c'],
+}
+# Contraction would round differently what is written to cancel.
+OPTIONS = ['-O3', '-g0', '-fopenmp', '-ffp-contract=off', '-fvisibility=hidden', '-Wno-psabi',
+           '-Wno-unknown-pragmas', '-Wno-maybe-uninitialized']
 
 
 class BuildPyWithMim(build_py):
@@ -35,4 +57,39 @@ def copy(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-setup(cmdclass={'build_py': BuildPyWithMim})
+def operator_in_cpp() -> tuple[list, dict]:
+    """The extensions and the command that builds them; nothing where they are not to be built."""
+    wish = os.environ.get('SA_MMDET_BUILD', '')
+    if wish not in ('', '0', '1'):
+        sys.exit(f'SA_MMDET_BUILD={wish}: must be 1 (required), 0 (skipped) or unset (optional)')
+    if wish == '0':
+        return [], {}
+    if find_spec('torch') is None:
+        message = ('sa_mmdet is installed without its C++ operator: torch is not there to build it '
+                   'with. Install torch, then sa_mmdet with --no-build-isolation.')
+        if wish == '1':
+            sys.exit(message)
+        print(message, file=sys.stderr)
+        return [], {}
+
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    machine = platform.machine().lower()
+    capabilities = INSTRUCTIONS if machine in ('x86_64', 'amd64') else ['default']
+    sources = OPERATOR / 'csrc'
+    extensions = [
+        CppExtension(
+            '.'.join((*OPERATOR.parts, f'_cpu_{capability}')),
+            [str(sources / f'{capability}.cpp')],
+            depends=sorted(map(str, sources.glob('*.h'))),
+            extra_compile_args=[*OPTIONS, *INSTRUCTIONS[capability]],
+            extra_link_args=['-fopenmp'],
+            optional=wish != '1') for capability in capabilities
+    ]
+    # Without ninja a failure is one that setuptools knows to be optional.
+    build_ext = BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)
+    return extensions, {'build_ext': build_ext}
+
+
+extensions, build_command = operator_in_cpp()
+setup(ext_modules=extensions, cmdclass={'build_py': BuildPyWithMim, **build_command})

@@ -9,6 +9,8 @@ COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
 
 # Configs name their data relative to the folder where a command is started; no test needs a GPU.
 os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+# Triton reads this when the kernels are imported; only tests that force them come there on CPU.
+os.environ.setdefault('TRITON_INTERPRET', '1')
 
 
 def pytest_addoption(parser):

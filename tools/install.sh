@@ -79,7 +79,9 @@ step "MMEngine, MMDetection and $mmcv, whose operators are compiled (many minute
     "$network
 mmcv needs a C++17 compiler, Python's headers (python3-dev) and about 2 GB of memory for each job: MAX_JOBS=1 builds with the least. On a GPU the CUDA toolkit must be that of torch; mmcv 2.1.0 predates CUDA 13, STACK=onedl does not." \
     install_stack
-step 'sa_mmdet' "See the log." "${pip[@]}" --no-deps -e .
+step 'sa_mmdet, whose operator is compiled (a minute)' \
+    "With SA_MMDET_BUILD=0 it is installed without; the formula in PyTorch takes its place." \
+    env SA_MMDET_BUILD="${SA_MMDET_BUILD:-1}" "${pip[@]}" --no-deps -e .
 step 'check' "Remove $venv and try again; if it happens again, the log says what does not import." \
     "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'
 step 'operators' "Remove $venv and the cached wheel (pip cache remove 'onedl_mmcv*' 'mmcv*'), then try again." \

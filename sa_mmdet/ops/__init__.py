@@ -1,3 +1,3 @@
-from .shuffle_attention import shuffle_attention
+from .shuffle_attention import implementations, shuffle_attention
 
-__all__ = ['shuffle_attention']
+__all__ = ['implementations', 'shuffle_attention']

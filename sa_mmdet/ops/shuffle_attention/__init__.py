@@ -1,9 +1,16 @@
 """The shuffle attention operator."""
+import torch
 from torch import Tensor
 
+from .implementations import HAS_OPERATOR, choose, implementations
 from .reference import channel_shuffle, shuffle_attention_reference
 
-__all__ = ['channel_shuffle', 'shuffle_attention', 'shuffle_attention_reference']
+__all__ = [
+    'channel_shuffle', 'implementations', 'shuffle_attention', 'shuffle_attention_reference'
+]
+
+if HAS_OPERATOR:
+    from . import operator as operator
 
 
 def shuffle_attention(
@@ -16,18 +23,62 @@ def shuffle_attention(
     gn_bias: Tensor,
     groups: int,
     eps: float = 1e-5,
+    implementation: str | None = None,
 ) -> Tensor:
-    """Shuffle attention by the fastest implementation for ``x`` (today: the reference).
+    """Shuffle attention (Zhang & Yang, arXiv 2102.00240, section 3) by a fused implementation.
+
+    As ``shuffle_attention_reference`` without its ablations, at the price of a copy: the backward
+    pass keeps ``x`` and two numbers for each of its planes. Where a fused implementation takes
+    ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the one
+    operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, and on the meta device, in
+    torch.jit.trace, torch.func and ONNX export, it is the formula. So is double backward; forward
+    mode differentiation needs ``implementation='reference'``.
 
     Args:
-        x: (N, C, H, W), floating point, C divisible by 2 * groups.
-        cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups).
+        x: (N, C, H, W), floating point, C divisible by 2 * groups, any strides; contiguous and
+            channels_last are the fast ones.
+        cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
         gn_weight, gn_bias: (p,).
         groups: number of groups.
         eps: added to the variance.
+        implementation: 'reference', 'cpu' or 'triton' forces one, as does the environment variable
+            SA_MMDET_OPS; None chooses by ``x``.
 
     Returns:
-        (N, C, H, W) in the dtype of ``x``.
+        (N, C, H, W) in the dtype of ``x``, channels_last if ``x`` is and the operator computes it.
+
+    Raises:
+        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, or a
+            parameter has not p values.
+        RuntimeError: the forced implementation cannot be used, or not for ``x``.
     """
-    return shuffle_attention_reference(
-        x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps)
+    parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
+    if not torch.jit.is_tracing():  # where sizes are tensors, about which Python is not to decide
+        _check(x, parameters, groups)
+    if _is_formula(x, implementation):
+        return shuffle_attention_reference(x, *parameters, groups, eps)
+    return torch.ops.sa_mmdet.shuffle_attention.default(
+        x, *parameters, groups, eps, implementation)[0]
+
+
+def _check(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
+    if groups < 1 or x.shape[1] % (2 * groups):
+        raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
+                         f'{2 * groups}')
+    p = x.shape[1] // (2 * groups)
+    for parameter in parameters:
+        if parameter.numel() != p:
+            raise ValueError(f'a parameter of shape {tuple(parameter.shape)} has not C / (2 * '
+                             f'groups) = {p} values')
+
+
+def _is_formula(x: Tensor, implementation: str | None) -> bool:
+    if torch.onnx.is_in_onnx_export():
+        return True
+    if HAS_OPERATOR and torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or x.is_meta or torch._C._are_functorch_transforms_active():
+        return True
+    return choose(x, implementation) == 'reference'

@@ -20,6 +20,11 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+def _computed(x: Tensor) -> Tensor:
+    """In the dtype of computation: float32, or that of ``x`` if it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def _transform(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """The paper's F_c: scale and shift, a 1x1 convolution, or nothing, by the weight's shape."""
     if weight is None:
@@ -65,18 +70,89 @@ def shuffle_attention_reference(
     """
     n, c, h, w = x.shape
     p = c // (2 * groups)
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x_c, x_s = x.to(dtype).reshape(n * groups, 2, p, h, w).unbind(1)
+    x_c, x_s = _computed(x).reshape(n * groups, 2, p, h, w).unbind(1)
 
     gate_c = torch.sigmoid(_transform(x_c.mean((2, 3), keepdim=True), cweight, cbias))
 
     normalised = x_s
     if gn_weight is not None:
         # F.group_norm refuses a single value per channel; a plane of one pixel is legitimate here.
-        normalised = torch.group_norm(x_s, p, gn_weight.to(dtype), gn_bias.to(dtype), eps)
+        normalised = torch.group_norm(
+            x_s, p, gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
     gate_s = torch.sigmoid(_transform(normalised, sweight, sbias))
 
     y = torch.cat([x_c * gate_c, x_s * gate_s], dim=1).reshape(n, c, h, w)
     if shuffle:
         y = channel_shuffle(y, 2)
     return y.to(x.dtype)
+
+
+def reference_forward(
+        x: Tensor, cweight: Tensor, cbias: Tensor, sweight: Tensor, sbias: Tensor,
+        gn_weight: Tensor, gn_bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """What every implementation of the operator returns: the output and the planes' statistics.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``; (N, C, 2) float64, each plane's mean and
+        1 / sqrt(biased variance + eps). The second is only asked for in the spatial branch.
+    """
+    y = shuffle_attention_reference(
+        x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps)
+    variance, mean = torch.var_mean(_computed(x), (2, 3), correction=0)
+    return y, torch.stack([mean, (variance + eps).rsqrt()], dim=-1).double()
+
+
+def reference_backward(
+        dy: Tensor, x: Tensor, cweight: Tensor, cbias: Tensor, sweight: Tensor, sbias: Tensor,
+        gn_weight: Tensor, gn_bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
+    """The derivative of shuffle attention, itself differentiable: autograd's double backward.
+
+    With a gate s and dz = dy x s (1 - s), dx is dy s and what goes through the statistics: the
+    mean of dz for the plane's mean, and for the group norm its own derivative.
+
+    Returns:
+        dx in the dtype of ``x``; (6, p) gradients of the parameters, in the order of the
+        arguments, in the dtype of computation.
+    """
+    n, c, h, w = x.shape
+    p = c // (2 * groups)
+    shape = n * groups, 2, p, h, w
+    dy = channel_shuffle(_computed(dy), c // 2)  # back to where the channels came from
+    x_c, x_s = _computed(x).reshape(shape).unbind(1)
+    dy_c, dy_s = dy.reshape(shape).unbind(1)
+    cweight, cbias, sweight, sbias, gn_weight, gn_bias = (
+        parameter.to(dy.dtype).reshape(1, p, 1, 1)
+        for parameter in (cweight, cbias, sweight, sbias, gn_weight, gn_bias))
+
+    mean = x_c.mean((2, 3), keepdim=True)
+    gate = torch.sigmoid(cweight * mean + cbias)
+    dz_c = (dy_c * x_c).sum((2, 3), keepdim=True) * gate * (1 - gate)
+    dx_c = dy_c * gate + dz_c * cweight / (h * w)
+
+    variance, mean_s = torch.var_mean(x_s, (2, 3), correction=0, keepdim=True)
+    rstd = (variance + eps).rsqrt()
+    normalised = (x_s - mean_s) * rstd
+    gate = torch.sigmoid(sweight * (gn_weight * normalised + gn_bias) + sbias)
+    dz_s = dy_s * x_s * gate * (1 - gate)
+    mean_dz = dz_s.mean((2, 3), keepdim=True)
+    mean_dz_x = (dz_s * normalised).mean((2, 3), keepdim=True)
+    dx_s = dy_s * gate + sweight * gn_weight * rstd * (dz_s - mean_dz - normalised * mean_dz_x)
+
+    dx = torch.stack([dx_c, dx_s], dim=1).reshape(n, c, h, w)
+    sums = [dz_c * mean, dz_c, h * w * mean_dz_x, h * w * mean_dz]
+    return dx.to(x.dtype), parameter_gradients(
+        *(plane_sums.sum((0, 2, 3)) for plane_sums in sums),
+        sweight.flatten(), gn_weight.flatten(), gn_bias.flatten())
+
+
+def parameter_gradients(
+        dcweight: Tensor, dcbias: Tensor, dz_x: Tensor, dz: Tensor, sweight: Tensor,
+        gn_weight: Tensor, gn_bias: Tensor) -> Tensor:
+    """(6, p) gradients from the sums of dz x^ and dz over all planes of the spatial branch.
+
+    All arguments are (p,). The scale and shift of the group norm and those after it see the same
+    two sums; those of the channel branch are gradients already.
+    """
+    return torch.stack([
+        dcweight, dcbias, gn_weight * dz_x + gn_bias * dz, dz, sweight * dz_x, sweight * dz
+    ])

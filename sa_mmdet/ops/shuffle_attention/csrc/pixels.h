@@ -1,0 +1,228 @@
+// Shuffle attention in channels_last memory: the channels of a pixel are contiguous, so that a
+// pass over some pixels does all planes at once. An image is cut into chunks of pixels, whose sums
+// are then merged in order: the result does not depend on the number of threads.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <vector>
+
+#include "gate.h"
+#include "pack.h"
+#include "planes.h"
+
+namespace sa_mmdet {
+
+struct Chunks {
+  static constexpr int64_t kElements = 1 << 18;
+
+  Shape shape;
+  int64_t pixels, per_image;
+
+  explicit Chunks(const Shape& shape)
+      : shape(shape),
+        pixels(std::max<int64_t>(1, kElements / shape.c)),
+        per_image((shape.area + pixels - 1) / pixels) {}
+
+  int64_t count() const {
+    return shape.n * per_image;
+  }
+
+  // f(chunk, n, offset, pixels), the offset being that of the chunk's first element
+  template <typename F>
+  void parallel(F f) const {
+    at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        const int64_t n = chunk / per_image, first = chunk % per_image * pixels;
+        f(chunk, n, (n * shape.area + first) * shape.c, std::min(pixels, shape.area - first));
+      }
+    });
+  }
+
+  // f(plane, c, partial), the partial sums of a plane's chunks lying shape.c apart
+  template <typename Sums, typename F>
+  void merge(const std::vector<Sums>& sums, F f) const {
+    at::parallel_for(0, shape.n * shape.c, 1024, [&](int64_t begin, int64_t end) {
+      for (int64_t plane = begin; plane < end; ++plane) {
+        const int64_t n = plane / shape.c, c = plane % shape.c;
+        f(plane, c, sums.data() + n * per_image * shape.c + c);
+      }
+    });
+  }
+};
+
+// Pixels whose sums run in the type of computation before they are added up in double.
+inline int64_t pixels_per_block(int64_t channels) {
+  return std::clamp<int64_t>(16384 / channels, 8, 64);
+}
+
+template <typename T>
+void add_to(accumulate_t<T>* sums, int64_t c, const Pack<T>& value, int count) {
+  (Pack<T>::load_acc(sums + c, count) + value).store_acc(sums + c, count);
+}
+
+template <typename T>
+void chunk_moments(const T* x, int64_t pixels, int64_t channels, Moments* moments) {
+  using acc_t = accumulate_t<T>;
+  std::fill_n(moments, channels, Moments{});
+  std::vector<acc_t> arrays(3 * channels);
+  acc_t *centers = arrays.data(), *sum = centers + channels, *squares = sum + channels;
+  const int64_t block = pixels_per_block(channels);
+  for (int64_t first = 0; first < pixels; first += block) {
+    const int64_t last = std::min(first + block, pixels);
+    std::fill(arrays.begin(), arrays.end(), acc_t(0));
+    for (int64_t pixel = first; pixel < last; ++pixel)
+      for_each_pack<T>(0, channels, [&](int64_t c, auto count) {
+        add_to<T>(centers, c, Pack<T>::load(x + pixel * channels + c, count), count);
+      });
+    for (int64_t c = 0; c < channels; ++c) centers[c] /= last - first;
+    for (int64_t pixel = first; pixel < last; ++pixel)
+      for_each_pack<T>(0, channels, [&](int64_t c, auto count) {
+        const auto deviation =
+            Pack<T>::load(x + pixel * channels + c, count) - Pack<T>::load_acc(centers + c, count);
+        add_to<T>(sum, c, deviation, count);
+        add_to<T>(squares, c, deviation * deviation, count);
+      });
+    for (int64_t c = 0; c < channels; ++c)
+      moments[c].merge(Moments::about(centers[c], last - first, sum[c], squares[c]));
+  }
+}
+
+// The gates of all channels of an image as arrays. The channel branch is the spatial one with
+// slope 0.
+template <typename T>
+struct Gates {
+  using acc_t = accumulate_t<T>;
+  std::vector<acc_t> slope, center, offset;
+
+  Gates(const Statistics* stats, const Parameters& parameters, int64_t channels)
+      : slope(channels), center(channels), offset(channels) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const auto gate = parameters.gate<acc_t>(c, stats[c]);
+      slope[c] = gate.slope, center[c] = gate.center, offset[c] = gate.offset;
+    }
+  }
+};
+
+// One pack of elements of x with what its gate gives.
+template <typename T>
+struct Gated {
+  Pack<T> x, slope, deviation;
+  Sigmoid<T> s;
+
+  Gated(const T* pixel, const Gates<T>& gates, int64_t c, int count)
+      : x(Pack<T>::load(pixel + c, count)),
+        slope(Pack<T>::load_acc(gates.slope.data() + c, count)),
+        deviation(x - Pack<T>::load_acc(gates.center.data() + c, count)),
+        s(sigmoid(fmadd(slope, deviation, Pack<T>::load_acc(gates.offset.data() + c, count)))) {}
+
+  Pack<T> dz(const Pack<T>& dy) const {
+    return dy * x * (s.value * s.complement);
+  }
+};
+
+template <typename T>
+void pixels_forward(
+    const T* x, T* y, Statistics* stats, const Parameters& parameters, const Shape& shape,
+    double eps) {
+  const Chunks chunks(shape);
+  const int64_t channels = shape.c, half = channels / 2;
+  std::vector<Moments> partial(chunks.count() * channels);
+  chunks.parallel([&](int64_t chunk, int64_t, int64_t offset, int64_t pixels) {
+    chunk_moments(x + offset, pixels, channels, partial.data() + chunk * channels);
+  });
+  chunks.merge(partial, [&](int64_t plane, int64_t, const Moments* of_plane) {
+    Moments moments;
+    for (int64_t i = 0; i < chunks.per_image; ++i) moments.merge(of_plane[i * channels]);
+    stats[plane] = {moments.mean, moments.rstd(eps)};
+  });
+  chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
+    const Gates<T> gates(stats + n * channels, parameters, channels);
+    for (int64_t at = offset; at < offset + pixels * channels; at += channels)
+      for_each_pack<T>(0, half, [&](int64_t c, auto count) {
+        const Gated<T> a(x + at, gates, c, count), b(x + at, gates, half + c, count);
+        store_interleaved<T>(y + at + 2 * c, a.x * a.s.value, b.x * b.s.value, count);
+      });
+  });
+}
+
+template <typename T>
+void chunk_sums(
+    const T* dy, const T* x, int64_t pixels, int64_t channels, const Gates<T>& gates,
+    PlaneSums* sums) {
+  using acc_t = accumulate_t<T>;
+  std::fill_n(sums, channels, PlaneSums{0, 0});
+  std::vector<acc_t> arrays(2 * channels);
+  acc_t *weight = arrays.data(), *bias = weight + channels;
+  const int64_t half = channels / 2, block = pixels_per_block(channels);
+  for (int64_t first = 0; first < pixels; first += block) {
+    const int64_t last = std::min(first + block, pixels);
+    std::fill(arrays.begin(), arrays.end(), acc_t(0));
+    for (int64_t at = first * channels; at < last * channels; at += channels)
+      for_each_pack<T>(0, half, [&](int64_t c, auto count) {
+        const auto [dy_a, dy_b] = load_interleaved<T>(dy + at + 2 * c, count);
+        const auto add = [&](int64_t c, const Pack<T>& dy) {
+          const Gated<T> gated(x + at, gates, c, count);
+          const auto dz = gated.dz(dy);
+          add_to<T>(weight, c, dz * gated.deviation, count);
+          add_to<T>(bias, c, dz, count);
+        };
+        add(c, dy_a);
+        add(half + c, dy_b);
+      });
+    for (int64_t c = 0; c < channels; ++c) sums[c].weight += weight[c], sums[c].bias += bias[c];
+  }
+}
+
+// dx is left alone where it is null.
+template <typename T>
+void pixels_backward(
+    const T* dy, const T* x, T* dx, const Statistics* stats, PlaneSums* sums,
+    const Parameters& parameters, const Shape& shape) {
+  using acc_t = accumulate_t<T>;
+  const Chunks chunks(shape);
+  const int64_t channels = shape.c, half = channels / 2;
+  std::vector<PlaneSums> partial(chunks.count() * channels);
+  chunks.parallel([&](int64_t chunk, int64_t n, int64_t offset, int64_t pixels) {
+    const Gates<T> gates(stats + n * channels, parameters, channels);
+    chunk_sums(dy + offset, x + offset, pixels, channels, gates,
+               partial.data() + chunk * channels);
+  });
+  chunks.merge(partial, [&](int64_t plane, int64_t c, const PlaneSums* of_plane) {
+    PlaneSums raw{0, 0};
+    for (int64_t i = 0; i < chunks.per_image; ++i) {
+      raw.weight += of_plane[i * channels].weight;
+      raw.bias += of_plane[i * channels].bias;
+    }
+    sums[plane] = parameters.plane_sums<acc_t>(c, stats[plane], raw.bias, raw.weight);
+  });
+  if (!dx) return;
+  chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
+    const Gates<T> gates(stats + n * channels, parameters, channels);
+    std::vector<acc_t> mean(channels), linear(channels), constant(channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      const int64_t plane = n * channels + c;
+      const auto gradient =
+          parameters.input_gradient<acc_t>(c, stats[plane], sums[plane], shape.area);
+      mean[c] = gradient.mean, linear[c] = gradient.linear, constant[c] = gradient.constant;
+    }
+    for (int64_t at = offset; at < offset + pixels * channels; at += channels)
+      for_each_pack<T>(0, half, [&](int64_t c, auto count) {
+        const auto [dy_a, dy_b] = load_interleaved<T>(dy + at + 2 * c, count);
+        const auto put = [&](int64_t c, const Pack<T>& dy) {
+          const Gated<T> gated(x + at, gates, c, count);
+          const auto at_c = [&](const std::vector<acc_t>& array) {
+            return Pack<T>::load_acc(array.data() + c, count);
+          };
+          const auto through_gate =
+              gated.dz(dy) - at_c(mean) - at_c(linear) * gated.deviation;
+          fmadd(gated.slope, through_gate, fmadd(dy, gated.s.value, at_c(constant)))
+              .store(dx + at + c, count);
+        };
+        put(c, dy_a);
+        put(half + c, dy_b);
+      });
+  });
+}
+
+}  // namespace sa_mmdet

@@ -1,0 +1,68 @@
+"""Which implementation of shuffle attention computes what."""
+import os
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import cpu, triton
+
+ENVIRONMENT_VARIABLE = 'SA_MMDET_OPS'
+
+FUSED: dict[str, ModuleType] = {'cpu': cpu, 'triton': triton}
+NAMES = ('reference', *FUSED)
+BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
+
+# What registers the operator came with torch 2.4.
+HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
+
+
+def implementations() -> dict[str, str | None]:
+    """The implementations of ``shuffle_attention``: name -> None, or why it cannot be used here.
+
+    'reference' is the formula in PyTorch, for every device and dtype; 'cpu' is C++, for CPU tensors
+    in float32, float64, bfloat16 and float16; 'triton' is for CUDA tensors in float32, bfloat16 and
+    float16.
+    """
+    return {'reference': None, **{name: _unavailable(name) for name in FUSED}}
+
+
+def choose(x: Tensor, implementation: str | None = None) -> str:
+    """The implementation for ``x``: the forced one, else its device's, else the formula.
+
+    Args:
+        x: the input; only its device and dtype matter.
+        implementation: a name that forces one; None leaves it to the environment variable
+            SA_MMDET_OPS, and without that to ``x``.
+
+    Raises:
+        ValueError: there is no implementation of that name.
+        RuntimeError: the forced implementation cannot be used here, or not for ``x``.
+    """
+    source = 'implementation'
+    if implementation is None:
+        source, implementation = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if implementation is None:
+        fused = BY_DEVICE.get(x.device.type)
+        return fused if fused and _refusal(fused, x) is None else 'reference'
+    if implementation not in NAMES:
+        raise ValueError(f'{source}={implementation!r} is no implementation of shuffle attention: '
+                         f'use one of {", ".join(NAMES)}')
+    if implementation != 'reference' and (refusal := _refusal(implementation, x)):
+        raise RuntimeError(f'{source}={implementation!r} cannot be used: {refusal}')
+    return implementation
+
+
+def _unavailable(name: str) -> str | None:
+    if not HAS_OPERATOR:
+        return f'it needs torch >= 2.4, this is {torch.__version__}'
+    return FUSED[name].unavailable()
+
+
+def _refusal(name: str, x: Tensor) -> str | None:
+    """Why an implementation does not compute ``x``."""
+    if not FUSED[name].takes_device(x.device):
+        return f'it does not compute on {x.device}; without the name one is chosen for the tensor'
+    if x.dtype not in FUSED[name].DTYPES:
+        return f'it does not compute in {x.dtype}; without the name one is chosen for the tensor'
+    return _unavailable(name)

@@ -1,0 +1,241 @@
+"""The fused implementations compute the formula, in every dtype, shape and layout."""
+import pytest
+import torch
+from fused import LAYOUTS, LIBRARIES, check, forced, random_input, random_parameters, require
+
+from sa_mmdet.ops.shuffle_attention import (
+    cpu,
+    shuffle_attention,
+    shuffle_attention_reference,
+    triton,
+)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SHAPES = [  # and groups
+    ((2, 8, 7, 5), 2),
+    ((3, 24, 1, 1), 3),
+    ((1, 256, 5, 3), 64),
+    ((2, 6, 33, 41), 1),
+    ((1, 4, 1, 9001), 1),
+]
+CASES = [(library, dtype, *shape)
+         for library in LIBRARIES for dtype in DTYPES for shape in SHAPES]
+# Triton's interpreter takes its time over large planes.
+CASES += [('triton', dtype, *shape)
+          for dtype in DTYPES if dtype != torch.float64 for shape in SHAPES[:4]]
+
+
+def parameters_for(shape, groups, dtype):
+    return random_parameters(
+        shape[1] // (2 * groups), torch.float64 if dtype == torch.float64 else torch.float32)
+
+
+@pytest.mark.parametrize(('implementation', 'dtype', 'shape', 'groups'), CASES, ids=str)
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_equals_formula(implementation, dtype, layout, shape, groups):
+    for shift in (0, 100):
+        x = random_input(shape, dtype, layout, shift=shift)
+        dy = random_input(shape, dtype, layout, seed=2)
+        y, dx, *_ = check(implementation, x, parameters_for(shape, groups, dtype), groups, dy)
+        for tensor in (y, dx):
+            assert tensor.stride() == x.contiguous().stride() or layout == 'channels_last'
+            assert tensor.is_contiguous(memory_format=torch.channels_last) or layout == 'contiguous'
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_planes_larger_than_a_triton_program(dtype, monkeypatch):
+    monkeypatch.setattr(triton, 'BLOCK', 512)
+    shape = 2, 6, 33, 41
+    check('triton', random_input(shape, dtype, shift=3), random_parameters(3), 1,
+          random_input(shape, dtype, seed=2))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dy_layout', LAYOUTS)
+def test_any_strides(implementation, layout, dy_layout):
+    shape, groups = (2, 8, 6, 5), 2
+    x, dy = (random_input(shape, torch.float32, name, seed=seed)
+             for seed, name in enumerate((layout, dy_layout)))
+    check(implementation, x, random_parameters(2), groups, dy)
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+def test_expanded_gradient_and_input(implementation):
+    x = random_input((1, 8, 1, 5), torch.float32).expand(3, 8, 4, 5)
+    check(implementation, x, random_parameters(2), 2, torch.ones(1).expand(3, 8, 4, 5))
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_large_planes(layout):
+    shape = 1, 4, 400, 399
+    check('cpu', random_input(shape, torch.float32, layout, shift=3), random_parameters(2), 1,
+          random_input(shape, torch.float32, layout, seed=2))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_mean_far_beyond_the_deviation(implementation, layout):
+    """The formula in float32 has no correct digit here."""
+    shape = 2, 8, 30, 31
+    x = random_input(shape, torch.float32, layout, shift=1e4)
+    check(implementation, x, random_parameters(2), 2, random_input(shape, torch.float32, seed=2))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_constant_planes(implementation, layout, dtype):
+    x = random_input((2, 8, 1, 1), dtype).expand(2, 8, 9, 7)
+    x = LAYOUTS[layout](x.contiguous())
+    check(implementation, x, random_parameters(2), 2, random_input(x.shape, dtype, seed=2))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_values_near_the_limit_of_float16(implementation, layout):
+    shape = 2, 8, 16, 15
+    x = random_input(shape, torch.float16, layout).sign() * 65504
+    check(implementation, x, random_parameters(2), 2, random_input(shape, torch.float16, seed=2))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+def test_saturated_gates(implementation):
+    """Gates of exp(+-200) neither overflow nor lose the sign of what is left."""
+    x = random_input((2, 8, 5, 5), torch.float32)
+    parameters = [(parameter.detach() * 200).requires_grad_() for parameter in random_parameters(2)]
+    for tensor in check(implementation, x, parameters, 2, torch.ones_like(x)):
+        assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('shape', [(0, 8, 4, 4), (2, 8, 0, 4)], ids=str)
+def test_nothing(implementation, shape):
+    x, parameters = torch.zeros(shape, requires_grad=True), random_parameters(2)
+    with forced(implementation) as name:
+        y = shuffle_attention(x, *parameters, 2, implementation=name)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+    assert all((parameter.grad == 0).all() for parameter in parameters)
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+def test_nan_stays_in_its_plane(implementation):
+    x = random_input((2, 8, 3, 3), torch.float32)
+    for c in (0, 2):  # a plane of the channel branch and one of the spatial branch
+        x[0, c, 1, 1] = torch.nan
+    with forced(implementation) as name:
+        y = shuffle_attention(x, *random_parameters(2), 2, implementation=name)
+    expected = shuffle_attention_reference(x, *random_parameters(2), 2)
+    assert torch.equal(y.isnan(), expected.isnan())
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'triton'])
+@pytest.mark.parametrize('frozen', ['input', 'parameters', 'group norm'])
+def test_frozen(implementation, frozen):
+    x, dy = (random_input((2, 8, 5, 4), torch.float32, seed=seed) for seed in (1, 2))
+    tensors = [x.requires_grad_(), *random_parameters(2)]
+    still = {'input': tensors[:1], 'parameters': tensors[1:], 'group norm': tensors[5:]}[frozen]
+    with forced(implementation) as name:
+        expected = torch.autograd.grad(
+            shuffle_attention(*tensors, 2, implementation=name), tensors, dy)
+        for tensor in still:
+            tensor.requires_grad_(False)
+        shuffle_attention(*tensors, 2, implementation=name).backward(dy)
+    for tensor, gradient in zip(tensors, expected, strict=True):
+        if any(tensor is other for other in still):
+            assert tensor.grad is None
+        else:
+            torch.testing.assert_close(tensor.grad, gradient, rtol=0, atol=0)
+
+
+def test_frozen_input_is_not_differentiated():
+    require('cpu')
+    x, *parameters = (tensor.detach() for tensor in (torch.ones(1, 4, 3, 3), *random_parameters(1)))
+    stats = cpu.forward(x, *parameters, groups=2, eps=1e-5)[1]
+    dx, _ = cpu.backward(x, x, stats, *parameters, groups=2, input_gradient=False)
+    assert dx.numel() == 0
+
+
+def test_no_grad():
+    require('cpu')
+    x = random_input((1, 8, 3, 3), torch.float32).requires_grad_()
+    with torch.no_grad():
+        assert not shuffle_attention(x, *random_parameters(2), 2).requires_grad
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_keeps_the_dtype_of_the_input(dtype):
+    x, dy = (random_input((2, 8, 6, 5), dtype, seed=seed) for seed in (1, 2))
+    with torch.autocast('cpu', dtype):
+        check('cpu', x, random_parameters(2), 2, dy)
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+@pytest.mark.parametrize('shape', [(1, 16, 150, 149), (40, 1024, 3, 3)], ids=str)
+def test_result_does_not_depend_on_threads(layout, shape):
+    require('cpu')
+    x, dy = (random_input(shape, torch.float32, layout, seed=seed) for seed in (1, 2))
+    tensors = [x.requires_grad_(), *random_parameters(shape[1] // 8)]
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            y = shuffle_attention(*tensors, 4)
+            results.append((y, *torch.autograd.grad(y, tensors, dy)))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'every second channel'])
+def test_backward_keeps_the_input_and_statistics_only(layout):
+    require('cpu')
+    x = random_input((2, 8, 32, 32), torch.float32, layout).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
+        shuffle_attention(x, *random_parameters(2), 2)
+    large = [tensor for tensor in saved if tensor.numel() > 2 * x.shape[0] * x.shape[1]]
+    assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
+
+
+def peak_memory(function):
+    with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = sorted((event for event in profile.profiler.kineto_results.events()
+                     if event.name() == '[memory]'), key=lambda event: event.start_ns())
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_peak_memory_is_that_of_clone_and_add(layout):
+    require('cpu')
+    x, dy = (random_input((1, 256, 64, 64), torch.float32, layout, seed=seed) for seed in (1, 2))
+    tensors = [x.requires_grad_(), *random_parameters(2)]
+
+    def clone_and_add():
+        y = x.detach().clone()
+        return y, x.detach() + dy
+
+    def attention():
+        y = shuffle_attention(*tensors, 64)
+        return y, torch.autograd.grad(y, tensors, dy)
+
+    bytes_of_x = x.numel() * x.element_size()
+    assert peak_memory(clone_and_add) == 2 * bytes_of_x
+    assert 2 * bytes_of_x < peak_memory(attention) <= 1.05 * 2 * bytes_of_x
+
+
+@pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
+def test_double_backward(layout):
+    require('cpu')
+    x = random_input((1, 4, 3, 2), torch.float64, layout).requires_grad_()
+    parameters = random_parameters(2, torch.float64)
+    assert torch.autograd.gradcheck(lambda *args: shuffle_attention(*args, 1), (x, *parameters))
+    assert torch.autograd.gradgradcheck(lambda *args: shuffle_attention(*args, 1), (x, *parameters))
