@@ -1,0 +1,1 @@
+"""What attention costs, measured beside what it is compared with."""
