@@ -14,6 +14,7 @@ from sa_mmdet.benchmark.operator import BACKWARD, FLOORS, FORWARD, OperatorCase,
 from sa_mmdet.benchmark.report import operator_plot, operator_table
 from sa_mmdet.files import write_atomically
 from sa_mmdet.ops import implementations
+from sa_mmdet.ops.shuffle_attention.implementations import choose
 
 DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
@@ -67,10 +68,13 @@ def benchmark_operator(args: argparse.Namespace) -> None:
         implementation=args.implementation, compiled=args.compiled, repeats=args.repeats)
     machine = describe_machine(args.device)
     try:
+        implementation = choose(torch.empty(0, dtype=case.dtype, device=case.device),
+                                case.implementation)
         rows = list(measure_operator(case))
     except RuntimeError as error:
         sys.exit(f'error: {error}')
-    title = (f'shuffle attention, batch {args.batch}, {args.size[0]}×{args.size[1]}, {args.dtype}'
+    title = (f'shuffle attention by {implementation!r}, batch {args.batch}, '
+             f'{args.size[0]}×{args.size[1]}, {args.dtype}'
              f'{", channels_last" if args.channels_last else ""}: {machine["device"]}'
              + (f', {machine["threads"]} threads' if machine['threads'] else ''))
     print(title)
@@ -83,7 +87,7 @@ def benchmark_operator(args: argparse.Namespace) -> None:
               f'formula / operator = {total[pass_, "formula"] / operator:.2f}')
     if args.out:
         command = shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]])
-        content = dict(command=command, machine=machine, rows=rows)
+        content = dict(command=command, title=title, machine=machine, rows=rows)
         write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1))
         write_atomically(args.out.with_suffix('.png'), operator_plot(rows, title))
 

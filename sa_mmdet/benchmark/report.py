@@ -36,7 +36,7 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
 
     The bytes are those that the floor moves: 2 tensors of x's size forward, 5 forward and backward.
     """
-    figure = Figure(figsize=(10, 4.5), layout='constrained')
+    figure = Figure(figsize=(12, 5), layout='constrained')
     for axes, pass_ in zip(figure.subplots(1, 2), (FORWARD, BACKWARD), strict=True):
         of_pass = [row for row in rows if row['pass'] == pass_]
         stages = list(dict.fromkeys(row['stage'] for row in of_pass))
@@ -48,19 +48,22 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
                       for position in range(len(stages))]
             bars = axes.bar(places, [bandwidth[stage, name] for stage in stages],
                             width=0.8 / len(names), color=COLOURS[name], label=name)
-            axes.bar_label(bars, fmt='%.1f', fontsize='x-small')
+            for bar in bars:
+                axes.annotate(f'{bar.get_height():.1f}', (bar.get_x() + bar.get_width() / 2, 0),
+                              xytext=(0, 2), textcoords='offset points', ha='center',
+                              fontsize='small')
         for position, stage in enumerate(stages):
             axes.plot([position - 0.45, position + 0.45], [bandwidth[stage, FLOORS[pass_]]] * 2,
                       color='black', label=FLOORS[pass_] if position == 0 else None)
-        axes.set_xticks(range(len(stages)), [f'stage {stage}' if stage != stages[-1] else stage
-                                             for stage in stages])
+        axes.set_xticks(range(len(stages)), [
+            stage if stage == stages[-1] else f'stage {stage}' for stage in stages])
         axes.set_title(pass_)
         axes.set_ylabel('GB/s')
         axes.grid(axis='y', alpha=0.3)
         axes.set_axisbelow(True)
         axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(frameon=False, fontsize='small', loc='upper left', bbox_to_anchor=(0, -0.08),
-                    ncols=4)
+        axes.legend(frameon=False, fontsize='small', loc='upper center',
+                    bbox_to_anchor=(0.5, -0.08), ncols=4)
     figure.suptitle(title, fontsize='medium')
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format='png')
