@@ -3,6 +3,7 @@ import pytest
 import torch
 from fused import LAYOUTS, LIBRARIES, check, forced, random_input, random_parameters, require
 
+from sa_mmdet.benchmark.measure import peak_memory
 from sa_mmdet.ops.shuffle_attention import (
     cpu,
     shuffle_attention,
@@ -200,19 +201,6 @@ def test_backward_keeps_the_input_and_statistics_only(layout):
     assert [tensor.data_ptr() for tensor in large] == [x.data_ptr()]
 
 
-def peak_memory(function):
-    with torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        function()
-    events = sorted((event for event in profile.profiler.kineto_results.events()
-                     if event.name() == '[memory]'), key=lambda event: event.start_ns())
-    held = peak = 0
-    for event in events:
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
-
-
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 def test_peak_memory_is_that_of_clone_and_add(layout):
     require('cpu')
@@ -228,8 +216,8 @@ def test_peak_memory_is_that_of_clone_and_add(layout):
         return y, torch.autograd.grad(y, tensors, dy)
 
     bytes_of_x = x.numel() * x.element_size()
-    assert peak_memory(clone_and_add) == 2 * bytes_of_x
-    assert 2 * bytes_of_x < peak_memory(attention) <= 1.05 * 2 * bytes_of_x
+    assert peak_memory(clone_and_add, x.device) == 2 * bytes_of_x
+    assert 2 * bytes_of_x < peak_memory(attention, x.device) <= 1.05 * 2 * bytes_of_x
 
 
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
