@@ -30,7 +30,7 @@ from sa_mmdet.reproduce.runs import (
 )
 from sa_mmdet.reproduce.weights import imagenet_backbones
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,7 +91,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     rows = select_rows(args.table, list(checkpoints) or args.rows)
     start, paths = parse_init(args.init)
     settings = Settings(
-        configs=CONFIGS,
+        root=ROOT,
         work_dir=args.work_dir.resolve(),
         data_root=args.data_root.resolve(),
         gpus=args.gpus,
@@ -170,7 +170,7 @@ def results_in(work_dir: Path) -> list[tuple[Path, dict]]:
 def report(work_dir: Path) -> Path:
     """Write the report of the finished runs."""
     return write_report(
-        work_dir / 'report', [result for _, result in results_in(work_dir)], CONFIGS)
+        work_dir / 'report', [result for _, result in results_in(work_dir)], ROOT / 'configs')
 
 
 def check(work_dir: Path) -> bool:

@@ -19,7 +19,6 @@ from .runs import ReproduceError, Run, Settings
 from .weights import describe_start
 
 GPU = re.compile(r'\s*GPU [\d,]+: (.+?)\s*$')  # in the environment that MMEngine logs
-TOOLS = Path(__file__).parents[2] / 'tools'
 
 
 class RunFailed(Exception):
@@ -80,7 +79,7 @@ def train_command(run: Run) -> list[str]:
     """The command that trains a run, or resumes it."""
     settings, config = run.settings, str(run.config_file)
     if settings.slurm:
-        return [str(TOOLS / 'slurm_train.sh'), settings.slurm, run.row.name, config,
+        return [str(settings.tools / 'slurm_train.sh'), settings.slurm, run.row.name, config,
                 str(run.folder), '--resume']
     return [*_start(settings, 'train.py'), config, '--work-dir', str(run.folder), '--resume',
             *_launcher(settings)]
@@ -91,7 +90,7 @@ def test_command(run: Run, checkpoint: Path) -> list[str]:
     settings, config = run.settings, str(run.config_file)
     work_dir = str(run.folder / 'test')
     if settings.slurm:
-        return [str(TOOLS / 'slurm_test.sh'), settings.slurm, run.row.name, config,
+        return [str(settings.tools / 'slurm_test.sh'), settings.slurm, run.row.name, config,
                 str(checkpoint), '--work-dir', work_dir]
     return [*_start(settings, 'test.py'), config, str(checkpoint), '--work-dir', work_dir,
             *_launcher(settings)]
@@ -102,7 +101,7 @@ def _start(settings: Settings, tool: str) -> list[str]:
     if settings.gpus > 1:
         torchrun = ['-m', 'torch.distributed.run', '--standalone',
                     f'--nproc_per_node={settings.gpus}']
-    return [sys.executable, *torchrun, str(TOOLS / tool)]
+    return [sys.executable, *torchrun, str(settings.tools / tool)]
 
 
 def _launcher(settings: Settings) -> list[str]:
@@ -117,7 +116,7 @@ def _run(run: Run, command: list[str], lock: int, what: str) -> None:
         environment |= dict(GPUS=str(settings.gpus), GPUS_PER_NODE=str(min(settings.gpus, 8)))
     elif not settings.gpus:
         environment |= dict(CUDA_VISIBLE_DEVICES='')
-    status, last = run_child(command, run.output_file, lock, TOOLS.parent, environment)
+    status, last = run_child(command, run.output_file, lock, settings.root, environment)
     if status:
         reason = next((line for line in reversed(last) if line.strip()), 'no output')
         raise RunFailed(f'{run.name}: {what} failed with exit status {status}: {reason} '
@@ -196,7 +195,7 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
                         hours=None, batch=None)
     return dict(
         **training, checkpoint=str(checkpoint), checkpoint_sha256=sha256(checkpoint),
-        gpus=settings.gpus, device=_device(run), versions=versions(), commit=_commit(),
+        gpus=settings.gpus, device=_device(run), versions=versions(), commit=_commit(settings.root),
         cfg_options=settings.cfg_options, finished=datetime.now().isoformat(timespec='seconds'))
 
 
@@ -219,8 +218,8 @@ def _device(run: Run) -> str:
     return 'CPU'
 
 
-def _commit() -> str:
-    command = ['git', '-C', str(TOOLS.parent), 'describe', '--always', '--dirty', '--abbrev=12']
+def _commit(root: Path) -> str:
+    command = ['git', '-C', str(root), 'describe', '--always', '--dirty', '--abbrev=12']
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

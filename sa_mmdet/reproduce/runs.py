@@ -25,7 +25,7 @@ class Settings:
     """What all runs of a work dir have in common.
 
     Attributes:
-        configs: folder of the rows' configs.
+        root: folder with configs/ and tools/: the repository, or .mim of the installed package.
         work_dir: folder of the runs and their report.
         data_root: folder of COCO 2017 in MMDetection's usual layout.
         gpus: processes, each with one GPU; 0 is one process on the CPU.
@@ -37,7 +37,7 @@ class Settings:
         checkpoints: detectors to test instead of training them, by the names of their rows.
     """
 
-    configs: Path
+    root: Path
     work_dir: Path
     data_root: Path
     gpus: int = 0
@@ -46,6 +46,10 @@ class Settings:
     init_cfgs: dict[tuple[int, str], dict] = field(default_factory=dict)
     cfg_options: dict = field(default_factory=dict)
     checkpoints: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def tools(self) -> Path:
+        return self.root / 'tools'
 
     def identity(self) -> dict[str, str]:
         """What the results depend on: a work dir holds runs of one identity."""
@@ -106,7 +110,7 @@ class Run:
     def config(self) -> Config:
         """The row's config with the settings, the seed and the user's options in it."""
         settings = self.settings
-        config = Config.fromfile(settings.configs / self.row.config)
+        config = Config.fromfile(settings.root / 'configs' / self.row.config)
         for split in SPLITS:
             config[f'{split}_dataloader'].dataset.data_root = f'{settings.data_root}/'
         for split in SPLITS[1:]:

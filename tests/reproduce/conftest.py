@@ -17,7 +17,7 @@ def coco_root(tmp_path, coco_tiny):
 @pytest.fixture
 def settings(tmp_path, coco_root):
     """Settings of a work dir that could be run on this machine."""
-    return Settings(configs=CONFIGS, work_dir=tmp_path / 'work', data_root=coco_root,
+    return Settings(root=CONFIGS.parent, work_dir=tmp_path / 'work', data_root=coco_root,
                     cfg_options={'model.backbone.init_cfg': None})
 
 
