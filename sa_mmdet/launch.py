@@ -45,9 +45,13 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
     _check_data(config, splits)
     if 'train' in splits:
         _check_initial_weights(config)
-    if args.launcher != 'none' and not torch.cuda.is_available():
+    on_cpus = args.launcher != 'none' and not torch.cuda.is_available()
+    if on_cpus:
         _start_cpu_processes(args.launcher, config.get('find_unused_parameters', False))
     tool['main']()
+    if on_cpus:
+        # gloo's threads, still running when the interpreter ends, can abort the process
+        torch.distributed.destroy_process_group()
 
 
 def _check_files(args) -> None:
