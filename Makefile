@@ -1,10 +1,12 @@
 # make quickstart | test | test-slow | lint | install     STACK=openmmlab|onedl   PYTHON=python3
+# Tests run in WORKERS processes (2), with one thread each.
 #
 # With an NVIDIA GPU the default is onedl: mmcv 2.1.0 of the openmmlab stack predates the CUDA 13
 # that the pinned torch brings.
 STACK ?= $(if $(shell nvidia-smi -L 2>/dev/null),onedl,openmmlab)
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
 ifeq ($(filter $(STACK),openmmlab onedl),)
 $(error STACK is openmmlab or onedl, got "$(STACK)")
@@ -19,10 +21,10 @@ quickstart: install
 	$(RUN) tools/quickstart.py $(ARGS)
 
 test: install
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-slow: install
-	$(RUN) -m pytest --slow $(ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
 
 lint: install
 	$(RUN) -m ruff check .

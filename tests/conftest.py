@@ -1,6 +1,10 @@
 import os
 from pathlib import Path
 
+# PyTorch reads this when it is imported, here and in the processes that tests start.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+
 import pytest
 from mmengine.registry import DefaultScope
 

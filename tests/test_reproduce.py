@@ -16,6 +16,8 @@ from sa_mmdet.checkpoint.files import read_checkpoint
 from sa_mmdet.reproduce.processes import locked
 from sa_mmdet.reproduce.runs import ReproduceError
 
+pytestmark = pytest.mark.xdist_group('reproduce')
+
 TOOL = Path(__file__).parents[1] / 'tools/reproduce.py'
 ROW = 'retinanet_sa-r50'
 OPTIONS = [
