@@ -127,14 +127,17 @@ def parse_checkpoints(values: list[str]) -> dict[str, Path]:
 
 def check_everything(runs: list[Run], settings: Settings) -> bool:
     """Print what was checked; whether all is well."""
-    well = True
-    for check, problems in find_problems(runs, settings):
-        for problem in problems:
-            print(f'error: {check}: {problem}', file=sys.stderr)
-        well = well and not problems
-        if not problems:
-            print(f'{check}: ok')
-    return well
+    well = [tell(check, problems, 'ok') for check, problems in find_problems(runs, settings)]
+    return all(well)
+
+
+def tell(subject: str, problems: list[str], otherwise: str) -> bool:
+    """Print the problems of a subject, or what holds otherwise; whether there are none."""
+    for problem in problems:
+        print(f'error: {subject}: {problem}', file=sys.stderr)
+    if not problems:
+        print(f'{subject}: {otherwise}')
+    return not problems
 
 
 def show(runs: list[Run]) -> None:
@@ -178,15 +181,9 @@ def check(work_dir: Path) -> bool:
     results = results_in(work_dir)
     if not results:
         raise ReproduceError(f'{work_dir} has no finished run')
-    well = True
-    for folder, result in results:
-        problems = check_result(result, folder)
-        for problem in problems:
-            print(f'error: {result["row"]} seed {result["seed"]}: {problem}', file=sys.stderr)
-        well = well and not problems
-        if not problems:
-            print(f'{result["row"]} seed {result["seed"]}: every AP is as reported')
-    return well
+    well = [tell(f'{result["row"]} seed {result["seed"]}', check_result(result, folder),
+                 'every AP is as reported') for folder, result in results]
+    return all(well)
 
 
 def train_and_test(runs: list[Run], settings: Settings) -> bool:
