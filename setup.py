@@ -25,7 +25,7 @@ INSTRUCTIONS = {
 }
 # Contraction would round differently what is written to cancel.
 OPTIONS = ['-O3', '-g0', '-fopenmp', '-ffp-contract=off', '-fvisibility=hidden', '-Wno-psabi',
-           '-Wno-unknown-pragmas', '-Wno-maybe-uninitialized']
+           '-Wno-unknown-pragmas', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
 
 class BuildPyWithMim(build_py):

@@ -1,3 +1,4 @@
+from .bottleneck_tail import bottleneck_tail
 from .shuffle_attention import implementations, shuffle_attention
 
-__all__ = ['implementations', 'shuffle_attention']
+__all__ = ['bottleneck_tail', 'implementations', 'shuffle_attention']

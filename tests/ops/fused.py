@@ -3,7 +3,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from sa_mmdet.ops.bottleneck_tail import bottleneck_tail, bottleneck_tail_reference
 from sa_mmdet.ops.shuffle_attention import (
     cpu,
     implementations,
@@ -13,6 +15,20 @@ from sa_mmdet.ops.shuffle_attention import (
 
 # 'cpu-avx2' and so on are the C++ implementation by one of its libraries.
 LIBRARIES = tuple(f'cpu-{name}' for name in cpu.CAPABILITIES)
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SHAPES = [  # and groups
+    ((2, 8, 7, 5), 2),
+    ((3, 24, 1, 1), 3),
+    ((1, 256, 5, 3), 64),
+    ((2, 6, 33, 41), 1),
+    ((1, 4, 1, 9001), 1),
+]
+CASES = [(library, dtype, *shape)
+         for library in LIBRARIES for dtype in DTYPES for shape in SHAPES]
+# Triton's interpreter takes its time over large planes.
+CASES += [('triton', dtype, *shape)
+          for dtype in DTYPES if dtype != torch.float64 for shape in SHAPES[:4]]
 
 
 def require(implementation):
@@ -45,6 +61,12 @@ def random_parameters(p, dtype=torch.float32, seed=0):
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
+def parameters_for(shape, groups, dtype):
+    """Parameters in which those of a network in this dtype are kept."""
+    return random_parameters(
+        shape[1] // (2 * groups), torch.float64 if dtype == torch.float64 else torch.float32)
+
+
 def random_input(shape, dtype, layout='contiguous', scale=1., shift=0., seed=1):
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(shape, generator=generator, dtype=torch.float64) * scale + shift).to(dtype)
@@ -66,34 +88,114 @@ def gradients(function, x, parameters, dy):
     return y, *torch.autograd.grad(y, (x, *parameters), dy)
 
 
-def check(implementation, x, parameters, groups, dy):
-    """Output and all gradients are those of the formula in float64, to some units of rounding.
+def assert_close(name, actual, expected, terms=0.):
+    """Equal to some units of rounding of the largest value, or of ``terms`` if that is more.
 
-    Of dx and y that is a unit of the largest value; of a parameter's gradient, of the sum over the
-    absolute values of its terms, of which much may cancel.
+    Of a sum, ``terms`` is that over the absolute values of its terms, of which much may cancel.
     """
+    assert actual.shape == expected.shape, name
+    assert torch.equal(actual.isnan(), expected.isnan()), name
+    if not actual.numel():
+        return
+    # the formula in float64 has rounding errors of its own
+    ulps = 1e5 if actual.dtype == torch.float64 else 4
+    numbers = ~expected.isnan()
+    actual, expected, eps = actual[numbers], expected[numbers], torch.finfo(actual.dtype).eps
+    tolerance = ulps * eps * max(expected.abs().max().item(), terms)
+    error = (actual.double() - expected).abs().max().item()
+    assert error <= tolerance, f'{name}: error {error:.3g}, tolerance {tolerance:.3g}'
+
+
+def wide(tensors):
+    """In float64, to be differentiated if they are."""
+    return [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in tensors]
+
+
+PARAMETERS = 'cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias'
+
+
+def sum_of_terms(dy, x, channels):
+    """That of |dy x| for each of some channels."""
+    return (dy.double().abs().nanmean() * x.double().abs().nanmean()).item() * x.numel() / channels
+
+
+def check(implementation, x, parameters, groups, dy):
+    """Output and all gradients are those of the formula in float64, to some units of rounding."""
     with forced(implementation) as name:
         actual = gradients(
             lambda *args: shuffle_attention(*args, groups, implementation=name), x, parameters, dy)
-    wide = [parameter.detach().double().requires_grad_() for parameter in parameters]
     expected = gradients(
-        lambda *args: shuffle_attention_reference(*args, groups), x.double(), wide, dy.double())
+        lambda *args: shuffle_attention_reference(*args, groups), x.double(), wide(parameters),
+        dy.double())
 
-    # the formula in float64 has rounding errors of its own
-    ulps = 1e5 if x.dtype == torch.float64 else 4
-    terms = (dy.double().abs().mean() * x.double().abs().mean() * x.numel()
-             / (x.shape[1] // (2 * groups))).item()
-    names = 'y', 'dx', 'cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias'
-    for name, a, e in zip(names, actual, expected, strict=True):
+    terms = sum_of_terms(dy, x, x.shape[1] // (2 * groups))
+    for name, a, e in zip(('y', 'dx', *PARAMETERS), actual, expected, strict=True):
         assert a.dtype == (x.dtype if name in ('y', 'dx') else parameters[0].dtype)
-        assert a.shape == e.shape
-        if not a.numel():
-            continue
-        largest = e.abs().max().item()
-        if name in ('y', 'dx'):
-            tolerance = ulps * torch.finfo(x.dtype).eps * largest
-        else:
-            tolerance = ulps * torch.finfo(a.dtype).eps * max(largest, terms)
-        error = (a.double() - e).abs().max().item()
-        assert error <= tolerance, f'{name}: error {error:.3g}, tolerance {tolerance:.3g}'
+        assert_close(name, a, e, 0. if name in ('y', 'dx') else terms)
+    return actual
+
+
+def random_batch_norm(c, dtype=torch.float32, mean=0., seed=4):
+    """Weight and bias, which are differentiated, and running statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias, deviation, variance = torch.randn(4, c, generator=generator)
+    weight, bias = (tensor.to(dtype).requires_grad_() for tensor in (weight, bias))
+    return weight, bias, (mean + deviation).to(dtype), (variance.abs() + .5).to(dtype)
+
+
+def normalised(z, batch_norm):
+    """The input of the attention, in float64."""
+    if batch_norm is None:
+        return z.double()
+    weight, bias, mean, variance = (tensor.detach().double() for tensor in batch_norm)
+    return F.batch_norm(z.double(), mean, variance, weight, bias)
+
+
+def random_identity(z, batch_norm, parameters, groups, seed=3):
+    """One with which no sum is so close to 0 that rounding decides about the ReLU's derivative."""
+    y = shuffle_attention_reference(
+        normalised(z, batch_norm), *(tensor.detach().double() for tensor in parameters), groups)
+    generator = torch.Generator().manual_seed(seed)
+    distance = torch.rand(y.shape, generator=generator, dtype=y.dtype) * 1.8 - .9
+    return ((distance + .1 * distance.sign()) * y.abs().max() - y).to(z.dtype)
+
+
+def tail_gradients(function, z, identity, batch_norm, parameters, dout):
+    z, identity = (tensor.detach().requires_grad_() for tensor in (z, identity))
+    out = function(z, identity, batch_norm, *parameters)
+    tensors = z, identity, *(batch_norm or ())[:2], *parameters
+    return out, *torch.autograd.grad(out, tensors, dout)
+
+
+def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout):
+    """As ``check``, for the tail of a bottleneck."""
+    with forced(implementation) as name:
+        actual = tail_gradients(
+            lambda *args: bottleneck_tail(*args, groups, implementation=name),
+            z, identity, batch_norm, parameters, dout)
+    expected = tail_gradients(
+        lambda *args: bottleneck_tail_reference(*args, groups=groups), z.double(),
+        identity.double(), batch_norm and wide(batch_norm), wide(parameters), dout.double())
+
+    out, dz, didentity, *of_parameters = actual
+    assert out.dtype == dz.dtype == didentity.dtype == z.dtype
+    assert_close('out', out, expected[0])
+    assert_close('dz', dz, expected[1])
+    assert torch.equal(didentity.double(), expected[2])
+
+    x = normalised(z, batch_norm)
+    names, tensors = PARAMETERS, parameters
+    terms = [sum_of_terms(dout, x, z.shape[1] // (2 * groups))] * 6
+    if batch_norm:
+        dx = tail_gradients(
+            lambda *args: bottleneck_tail_reference(*args, groups=groups), x, identity.double(),
+            None, wide(parameters), dout.double())[1]
+        deviation = F.batch_norm(z.double(), *(tensor.double() for tensor in batch_norm[2:]))
+        names, tensors = ('bn_weight', 'bn_bias', *names), (*batch_norm[:2], *tensors)
+        terms = [*((dx * factor).abs().nansum((0, 2, 3)).max().item() for factor in (deviation, 1)),
+                 *terms]
+    for name, tensor, a, e, t in zip(
+            names, tensors, of_parameters, expected[3:], terms, strict=True):
+        assert a.dtype == tensor.dtype
+        assert_close(name, a, e, t)
     return actual

@@ -11,7 +11,7 @@ import sa_mmdet.ops
 from sa_mmdet.models import SAResNet, ShuffleAttention
 from sa_mmdet.ops.shuffle_attention import cpu, shuffle_attention, triton
 
-OPERATOR = 'sa_mmdet.shuffle_attention.default'
+TAIL = 'sa_mmdet.bottleneck_tail.default'
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_compiled_network_has_one_node_a_block(network):
     with torch.no_grad():
         actual = torch.compile(network, fullgraph=True, backend=backend)(x)
         torch.testing.assert_close(actual, network(x))
-    assert [operators(graph)[OPERATOR] for graph in graphs] == [16]
+    assert [operators(graph)[TAIL] for graph in graphs] == [16]
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_network_compiled_by_inductor(network, train):
 def test_exported_network_has_one_node_a_block(network):
     x = torch.randn(1, 3, 32, 32)
     program = torch.export.export(network, (x, ))
-    assert operators(program.graph_module)[OPERATOR] == 16
+    assert operators(program.graph_module)[TAIL] == 16
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), network(x))
 

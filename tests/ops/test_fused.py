@@ -1,7 +1,16 @@
 """The fused implementations compute the formula, in every dtype, shape and layout."""
 import pytest
 import torch
-from fused import LAYOUTS, LIBRARIES, check, forced, random_input, random_parameters, require
+from fused import (
+    CASES,
+    LAYOUTS,
+    check,
+    forced,
+    parameters_for,
+    random_input,
+    random_parameters,
+    require,
+)
 
 from sa_mmdet.benchmark.measure import peak_memory
 from sa_mmdet.ops.shuffle_attention import (
@@ -10,25 +19,6 @@ from sa_mmdet.ops.shuffle_attention import (
     shuffle_attention_reference,
     triton,
 )
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-SHAPES = [  # and groups
-    ((2, 8, 7, 5), 2),
-    ((3, 24, 1, 1), 3),
-    ((1, 256, 5, 3), 64),
-    ((2, 6, 33, 41), 1),
-    ((1, 4, 1, 9001), 1),
-]
-CASES = [(library, dtype, *shape)
-         for library in LIBRARIES for dtype in DTYPES for shape in SHAPES]
-# Triton's interpreter takes its time over large planes.
-CASES += [('triton', dtype, *shape)
-          for dtype in DTYPES if dtype != torch.float64 for shape in SHAPES[:4]]
-
-
-def parameters_for(shape, groups, dtype):
-    return random_parameters(
-        shape[1] // (2 * groups), torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 @pytest.mark.parametrize(('implementation', 'dtype', 'shape', 'groups'), CASES, ids=str)
@@ -154,7 +144,8 @@ def test_frozen_input_is_not_differentiated():
     require('cpu')
     x, *parameters = (tensor.detach() for tensor in (torch.ones(1, 4, 3, 3), *random_parameters(1)))
     stats = cpu.forward(x, *parameters, groups=2, eps=1e-5)[1]
-    dx, _ = cpu.backward(x, x, stats, *parameters, groups=2, input_gradient=False)
+    dx, _ = cpu.backward(
+        x, x, stats, *parameters, groups=2, eps=1e-5, input_gradient=False)
     assert dx.numel() == 0
 
 

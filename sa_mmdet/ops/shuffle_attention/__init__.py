@@ -2,7 +2,7 @@
 import torch
 from torch import Tensor
 
-from .implementations import HAS_OPERATOR, choose, implementations
+from .implementations import HAS_OPERATOR, check_arguments, implementations, is_formula
 from .reference import channel_shuffle, shuffle_attention_reference
 
 __all__ = [
@@ -54,31 +54,9 @@ def shuffle_attention(
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
     if not torch.jit.is_tracing():  # where sizes are tensors, about which Python is not to decide
-        _check(x, parameters, groups)
-    if _is_formula(x, implementation):
+        check_arguments(x, parameters, groups)
+    if is_formula(x, implementation):
         return shuffle_attention_reference(x, *parameters, groups, eps)
     return torch.ops.sa_mmdet.shuffle_attention.default(
         x, *parameters, groups, eps, implementation)[0]
 
-
-def _check(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
-    if x.dim() != 4:
-        raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
-    if groups < 1 or x.shape[1] % (2 * groups):
-        raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
-                         f'{2 * groups}')
-    p = x.shape[1] // (2 * groups)
-    for parameter in parameters:
-        if parameter.numel() != p:
-            raise ValueError(f'a parameter of shape {tuple(parameter.shape)} has not C / (2 * '
-                             f'groups) = {p} values')
-
-
-def _is_formula(x: Tensor, implementation: str | None) -> bool:
-    if torch.onnx.is_in_onnx_export():
-        return True
-    if HAS_OPERATOR and torch.compiler.is_compiling():
-        return False
-    if torch.jit.is_tracing() or x.is_meta or torch._C._are_functorch_transforms_active():
-        return True
-    return choose(x, implementation) == 'reference'

@@ -63,14 +63,35 @@ def operators_of(name: str) -> tuple[Callable, Callable]:
 
 def forward(x: Tensor, *parameters: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Output and statistics, as ``reference.reference_forward``."""
-    return operators()[0](x, *parameters, groups, eps)
+    return operators()[0](x, None, [], parameters, groups, eps, 0.)
 
 
-def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int,
+def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int, eps: float,
              input_gradient: bool) -> tuple[Tensor, Tensor]:
     """dx, which is empty without ``input_gradient``, and (N, C, 2) sums over each plane.
 
-    The sums are those of ``reference.parameter_gradients``: dz times what the plane's weight
-    multiplies (its mean; the normalised x), and dz; float64.
+    The sums, in float64, are those of ``reference.gradients_of_sums``.
     """
-    return operators()[1](dy, x, stats, *parameters, groups, input_gradient)
+    dx, _, sums = operators()[1](
+        dy, x, None, stats, [], parameters, groups, eps, 0., input_gradient)
+    return dx, sums[..., :2]
+
+
+def tail_forward(z: Tensor, identity: Tensor, batch_norm: tuple[Tensor, ...] | None,
+                 *parameters: Tensor, groups: int, eps: float, bn_eps: float
+                 ) -> tuple[Tensor, Tensor]:
+    """Output and statistics, as ``bottleneck_tail.reference.tail_forward``."""
+    return operators()[0](z, identity, batch_norm or [], parameters, groups, eps, bn_eps)
+
+
+def tail_backward(dout: Tensor, z: Tensor, out: Tensor, stats: Tensor,
+                  batch_norm: tuple[Tensor, ...] | None, *parameters: Tensor, groups: int,
+                  eps: float, bn_eps: float, input_gradients: bool
+                  ) -> tuple[Tensor, Tensor, Tensor]:
+    """dz and didentity, empty without ``input_gradients``, and (N, C, 4) sums over each plane.
+
+    The first two sums are those of ``backward``; the others, summed over N, are the gradients of
+    the batch norm's weight and bias.
+    """
+    return operators()[1](dout, z, out, stats, batch_norm or [], parameters, groups, eps, bn_eps,
+                          input_gradients)

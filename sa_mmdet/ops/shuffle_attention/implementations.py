@@ -53,6 +53,35 @@ def choose(x: Tensor, implementation: str | None = None) -> str:
     return implementation
 
 
+def is_formula(x: Tensor, implementation: str | None = None) -> bool:
+    """Whether ``x`` is computed by the formula, without the operators of torch.library.
+
+    Raises:
+        ValueError, RuntimeError: as ``choose``.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return True
+    if HAS_OPERATOR and torch.compiler.is_compiling():
+        return False
+    if torch.jit.is_tracing() or x.is_meta or torch._C._are_functorch_transforms_active():
+        return True
+    return choose(x, implementation) == 'reference'
+
+
+def check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
+    """Raise ValueError unless the input and the six parameters fit each other."""
+    if x.dim() != 4:
+        raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
+    if groups < 1 or x.shape[1] % (2 * groups):
+        raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
+                         f'{2 * groups}')
+    p = x.shape[1] // (2 * groups)
+    for parameter in parameters:
+        if parameter.numel() != p:
+            raise ValueError(f'a parameter of shape {tuple(parameter.shape)} has not C / (2 * '
+                             f'groups) = {p} values')
+
+
 def _unavailable(name: str) -> str | None:
     if not HAS_OPERATOR:
         return f'it needs torch >= 2.4, this is {torch.__version__}'

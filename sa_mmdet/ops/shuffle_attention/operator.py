@@ -7,7 +7,7 @@ import torch
 
 from .implementations import FUSED, choose
 from .layout import memory_format
-from .reference import parameter_gradients, reference_backward, reference_forward
+from .reference import gradients_of_sums, reference_backward, reference_forward
 
 _PARAMETERS = ('Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, '
                'Tensor gn_bias, int groups, float eps')
@@ -50,13 +50,8 @@ def _backward(dy, x, stats, cweight, cbias, sweight, sbias, gn_weight, gn_bias, 
         dx = dx.contiguous(memory_format=memory_format(x)) if input_gradient else x.new_empty(0)
         return dx, gradients.double()
     dx, sums = FUSED[name].backward(
-        dy, x, stats, *parameters, groups=groups, input_gradient=input_gradient)
-    n, c = x.shape[:2]
-    p = c // (2 * groups)
-    channel, spatial = sums.view(n * groups, 2, p, 2).sum(0)
-    return dx, parameter_gradients(
-        *channel.unbind(-1), *spatial.unbind(-1),
-        *(parameter.flatten().double() for parameter in (sweight, gn_weight, gn_bias)))
+        dy, x, stats, *parameters, groups=groups, eps=eps, input_gradient=input_gradient)
+    return dx, gradients_of_sums(sums, groups, *parameters[2:])
 
 
 @torch.library.register_fake('sa_mmdet::shuffle_attention_backward')

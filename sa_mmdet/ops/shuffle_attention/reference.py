@@ -20,7 +20,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def _computed(x: Tensor) -> Tensor:
+def computed(x: Tensor) -> Tensor:
     """In the dtype of computation: float32, or that of ``x`` if it is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
@@ -70,7 +70,7 @@ def shuffle_attention_reference(
     """
     n, c, h, w = x.shape
     p = c // (2 * groups)
-    x_c, x_s = _computed(x).reshape(n * groups, 2, p, h, w).unbind(1)
+    x_c, x_s = computed(x).reshape(n * groups, 2, p, h, w).unbind(1)
 
     gate_c = torch.sigmoid(_transform(x_c.mean((2, 3), keepdim=True), cweight, cbias))
 
@@ -93,13 +93,18 @@ def reference_forward(
     """What every implementation of the operator returns: the output and the planes' statistics.
 
     Returns:
-        (N, C, H, W) in the dtype of ``x``; (N, C, 2) float64, each plane's mean and
-        1 / sqrt(biased variance + eps). The second is only asked for in the spatial branch.
+        (N, C, H, W) in the dtype of ``x``; (N, C, 2) float64, each plane's mean and biased
+        variance. The second is only asked for in the spatial branch.
     """
     y = shuffle_attention_reference(
         x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps)
-    variance, mean = torch.var_mean(_computed(x), (2, 3), correction=0)
-    return y, torch.stack([mean, (variance + eps).rsqrt()], dim=-1).double()
+    return y, plane_statistics(x)
+
+
+def plane_statistics(x: Tensor) -> Tensor:
+    """(N, C, 2) float64: mean and biased variance of each plane."""
+    variance, mean = torch.var_mean(computed(x), (2, 3), correction=0)
+    return torch.stack([mean, variance], dim=-1).double()
 
 
 def reference_backward(
@@ -117,8 +122,8 @@ def reference_backward(
     n, c, h, w = x.shape
     p = c // (2 * groups)
     shape = n * groups, 2, p, h, w
-    dy = channel_shuffle(_computed(dy), c // 2)  # back to where the channels came from
-    x_c, x_s = _computed(x).reshape(shape).unbind(1)
+    dy = channel_shuffle(computed(dy), c // 2)  # back to where the channels came from
+    x_c, x_s = computed(x).reshape(shape).unbind(1)
     dy_c, dy_s = dy.reshape(shape).unbind(1)
     cweight, cbias, sweight, sbias, gn_weight, gn_bias = (
         parameter.to(dy.dtype).reshape(1, p, 1, 1)
@@ -156,3 +161,18 @@ def parameter_gradients(
     return torch.stack([
         dcweight, dcbias, gn_weight * dz_x + gn_bias * dz, dz, sweight * dz_x, sweight * dz
     ])
+
+
+def gradients_of_sums(
+        sums: Tensor, groups: int, sweight: Tensor, sbias: Tensor, gn_weight: Tensor,
+        gn_bias: Tensor) -> Tensor:
+    """(6, p) gradients of the parameters from the (N, C, 2) sums over planes, float64.
+
+    A plane's sums are those of ``parameter_gradients``: dz times what the plane's weight multiplies
+    (its mean; the normalised x), and dz.
+    """
+    n, c, _ = sums.shape
+    channel, spatial = sums.reshape(n * groups, 2, c // (2 * groups), 2).sum(0)
+    return parameter_gradients(
+        *channel.unbind(-1), *spatial.unbind(-1),
+        *(parameter.flatten().double() for parameter in (sweight, gn_weight, gn_bias)))

@@ -43,52 +43,100 @@ def takes_device(device: torch.device) -> bool:
 
 def forward(x: Tensor, *parameters: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """Output and statistics, as ``reference.reference_forward``."""
-    from .triton_kernels import forward_kernel
-    layout = memory_format(x)
-    y = torch.empty_like(x, memory_format=layout)
-    stats = x.new_zeros(*x.shape[:2], 2, dtype=torch.float64)
-    if x.numel():
-        x = _with_contiguous_planes(x, layout)
-        _launch(forward_kernel, x, (x, y, stats), parameters, groups, eps, strides_of=(x, y))
-    return y, stats
+    return _forward(x, None, None, parameters, groups, eps, 0.)
 
 
-def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int,
+def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int, eps: float,
              input_gradient: bool) -> tuple[Tensor, Tensor]:
     """dx, which is empty without ``input_gradient``, and the planes' sums: as ``cpu.backward``."""
-    from .triton_kernels import backward_kernel
-    layout = memory_format(x)
-    dx = torch.empty_like(x, memory_format=layout) if input_gradient else x.new_empty(0)
-    sums = torch.zeros_like(stats)
-    if x.numel():
-        x, dy = _with_contiguous_planes(x, layout), _with_contiguous_planes(dy, layout)
-        _launch(backward_kernel, x, (dy, x, stats, dx, sums), parameters, groups,
-                strides_of=(dy, x, dx if input_gradient else x), INPUT_GRADIENT=input_gradient)
+    dx, _, sums = _backward(
+        dy, x, None, stats, None, parameters, groups, eps, 0., input_gradient)
     return dx, sums
 
 
-def _launch(kernel, x: Tensor, tensors: tuple[Tensor, ...], parameters: tuple[Tensor, ...],
-            groups: int, *numbers: float, strides_of: tuple[Tensor, ...], **constants) -> None:
-    n, c, h, w = x.shape
+def tail_forward(
+        z: Tensor, identity: Tensor, batch_norm: tuple[Tensor, ...] | None, *parameters: Tensor,
+        groups: int, eps: float, bn_eps: float) -> tuple[Tensor, Tensor]:
+    """Output and statistics, as ``bottleneck_tail.reference.tail_forward``."""
+    return _forward(z, identity, batch_norm, parameters, groups, eps, bn_eps)
+
+
+def tail_backward(
+        dout: Tensor, z: Tensor, out: Tensor, stats: Tensor, batch_norm: tuple[Tensor, ...] | None,
+        *parameters: Tensor, groups: int, eps: float, bn_eps: float,
+        input_gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """dz and didentity, empty without ``input_gradients``, and (N, C, 4) sums over each plane.
+
+    The sums are the two of ``backward`` and, 0 without one, the plane's parts of the gradients of
+    the batch norm's weight and bias.
+    """
+    return _backward(
+        dout, z, out, stats, batch_norm, parameters, groups, eps, bn_eps, input_gradients)
+
+
+def _forward(
+        z: Tensor, identity: Tensor | None, batch_norm: tuple[Tensor, ...] | None,
+        parameters: tuple[Tensor, ...], groups: int, eps: float,
+        bn_eps: float) -> tuple[Tensor, Tensor]:
+    """Of the attention, or of the tail where there is an ``identity``."""
+    from .triton_kernels import forward_kernel
+    layout = memory_format(z)
+    y = torch.empty_like(z, memory_format=layout)
+    stats = z.new_zeros(*z.shape[:2], 2, dtype=torch.float64)
+    if z.numel():
+        z, identity = (_with_contiguous_planes(tensor, layout) for tensor in (z, identity))
+        _launch(forward_kernel, z, (z, identity, y, stats), parameters, batch_norm, groups, eps,
+                bn_eps, strides_of=(z, identity, y), TAIL=identity is not None)
+    return y, stats
+
+
+def _backward(
+        dy: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
+        batch_norm: tuple[Tensor, ...] | None, parameters: tuple[Tensor, ...], groups: int,
+        eps: float, bn_eps: float, input_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the attention, or of the tail where there is an ``out``."""
+    from .triton_kernels import backward_kernel
+    layout, tail = memory_format(z), out is not None
+    dz, didentity = (
+        torch.empty_like(z, memory_format=layout) if wanted else z.new_empty(0)
+        for wanted in (input_gradient, input_gradient and tail))
+    sums = stats.new_zeros(*z.shape[:2], 4 if tail else 2)
+    if z.numel():
+        dy, z, out = (_with_contiguous_planes(tensor, layout) for tensor in (dy, z, out))
+        _launch(backward_kernel, z, (dy, z, out, stats, dz, didentity, sums), parameters,
+                batch_norm, groups, eps, bn_eps, strides_of=(dy, z, out, dz, didentity),
+                TAIL=tail, INPUT_GRADIENT=input_gradient)
+    return dz, didentity, sums
+
+
+def _launch(kernel, z: Tensor, tensors: tuple[Tensor | None, ...], parameters: tuple[Tensor, ...],
+            batch_norm: tuple[Tensor, ...] | None, groups: int, *numbers: float,
+            strides_of: tuple[Tensor | None, ...], **constants) -> None:
+    n, c, h, w = z.shape
     area = h * w
     power = 1 << (area - 1).bit_length()
-    if memory_format(x) == torch.channels_last:
+    if memory_format(z) == torch.channels_last:
         planes, block = CHANNELS, min(power, PIXELS)
         warps = max(1, planes * block // CHANNELS_LAST_ELEMENTS_A_WARP)
     else:
         block = min(power, BLOCK)
         planes = max(1, SHARED // block)
         warps = max(1, planes * block // ELEMENTS_A_WARP)
+    parameters = [tensor.contiguous() for tensor in (*parameters, *(batch_norm or ()))]
+    if batch_norm is None:
+        parameters += [None] * 4
     strides = [stride for tensor in strides_of for stride in _strides(tensor)]
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(z):
         # fusion would round differently what is written to cancel
         kernel[(-(-n * c // planes), )](
-            *tensors, *(parameter.contiguous() for parameter in parameters), n * c, c,
-            c // (2 * groups), area, *numbers, *strides, **constants, PLANES=planes, BLOCK=block,
+            *tensors, *parameters, n * c, c, c // (2 * groups), area, *numbers, *strides,
+            **constants, BATCH_NORM=batch_norm is not None, PLANES=planes, BLOCK=block,
             ONE_BLOCK=area <= block, num_warps=warps, enable_fp_fusion=False)
 
 
-def _with_contiguous_planes(x: Tensor, layout: torch.memory_format) -> Tensor:
+def _with_contiguous_planes(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
+    if x is None:
+        return None
     h, w = x.shape[2:]
     rows = w == 1 or x.stride(3) == 1
     columns = h == 1 or x.stride(2) == w
@@ -97,7 +145,9 @@ def _with_contiguous_planes(x: Tensor, layout: torch.memory_format) -> Tensor:
     return x.contiguous(memory_format=layout)
 
 
-def _strides(x: Tensor) -> tuple[int, int, int]:
-    """Of image, channel and pixel."""
+def _strides(x: Tensor | None) -> tuple[int, int, int]:
+    """Of image, channel and pixel; 0 where there is nothing to read or write."""
+    if x is None or not x.numel():
+        return 0, 0, 0
     pixel = x.shape[1] if memory_format(x) == torch.channels_last else 1
     return x.stride(0), x.stride(1), pixel

@@ -1,29 +1,61 @@
 """The Triton kernels. A program does some planes, or streams a part of them through registers.
 
-As in the C++ implementation every plane is gated by sigmoid(slope (x - center) + offset), with
-slope 0 in the channel branch. The arithmetic is in float32; statistics and sums are stored in
-float64, so that a mean comes back to the digits it was computed to.
+The input is z, which a batch norm makes x = scale (z - center) + shift; without one x is z. As in
+the C++ implementation every plane is gated by sigmoid(slope (x - shift) + offset), with slope 0 in
+the channel branch. A TAIL adds the identity to the attention and ends in a ReLU. The arithmetic is
+in float32; statistics and sums are stored in float64, so that a mean comes back to the digits it
+was computed to.
 """
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def _block(base, plane_exists, start, area, pixel_stride, BLOCK: tl.constexpr):
-    """Pointers to elements start ... of the planes at base, and which of them exist."""
-    pixel = start + tl.arange(0, BLOCK)
-    exists = plane_exists[:, None] & (pixel < area)[None, :]
-    return base[:, None] + (pixel.to(tl.int64) * pixel_stride)[None, :], exists
+def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
+    """Which of the elements start ... start + BLOCK there are in the planes."""
+    return plane_exists[:, None] & (start + tl.arange(0, BLOCK) < area)[None, :]
 
 
 @triton.jit
-def _load(pointers, exists, EVICTION: tl.constexpr):
-    return tl.load(pointers, mask=exists, other=0, eviction_policy=EVICTION).to(tl.float32)
+def _pointers(base, start, pixel_stride, BLOCK: tl.constexpr):
+    """To those elements of the planes at base."""
+    pixel = start + tl.arange(0, BLOCK)
+    return base[:, None] + (pixel.to(tl.int64) * pixel_stride)[None, :]
+
+
+@triton.jit
+def _read(base, plane_exists, start, area, pixel_stride, BLOCK: tl.constexpr,
+          EVICTION: tl.constexpr):
+    values = tl.load(_pointers(base, start, pixel_stride, BLOCK), other=0, eviction_policy=EVICTION,
+                     mask=_exist(plane_exists, start, area, BLOCK))
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _write(values, base, plane_exists, start, area, pixel_stride, BLOCK: tl.constexpr,
+           EVICTION: tl.constexpr):
+    tl.store(_pointers(base, start, pixel_stride, BLOCK), values, eviction_policy=EVICTION,
+             mask=_exist(plane_exists, start, area, BLOCK))
 
 
 @triton.jit
 def _parameter(pointer, index, exists):
     return tl.load(pointer + index, mask=exists, other=0).to(tl.float32)
+
+
+@triton.jit
+def _batch_norm(c, exists, center, eps, weight_ptr, bias_ptr, mean_ptr, variance_ptr,
+                BATCH_NORM: tl.constexpr):
+    """Scale, shift, 1 / deviation, and the distance of the center from the running mean."""
+    if BATCH_NORM:
+        rstd = 1.0 / tl.sqrt(_parameter(variance_ptr, c, exists) + eps)
+        distance = center - _parameter(mean_ptr, c, exists)
+        scale = _parameter(weight_ptr, c, exists) * rstd
+        shift = scale * distance + _parameter(bias_ptr, c, exists)
+    else:
+        rstd = tl.full(center.shape, 1.0, tl.float32)
+        distance, scale, shift = center, rstd, center
+    return scale, shift, rstd, distance
 
 
 @triton.jit
@@ -42,13 +74,16 @@ def _gate(c, exists, p, center, residual, rstd, cweight_ptr, cbias_ptr, sweight_
 
 
 @triton.jit
-def _sigmoid(x, slope, center, offset):
-    """The gate of x, 1 - gate without cancellation, and the deviation of x from the center."""
-    deviation = x - center[:, None]
-    z = slope[:, None] * deviation + offset[:, None]
-    exponential = tl.exp(-tl.where(z < -87.0, -87.0, z))  # where, unlike maximum, keeps a NaN
+def _gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
+    """x, its gate, 1 - gate without cancellation, and the deviation of z from the center."""
+    deviation = z - center[:, None]
+    logit = (slope * scale)[:, None] * deviation + offset[:, None]
+    exponential = tl.exp(-tl.where(logit < -87.0, -87.0, logit))  # unlike maximum, keeps a NaN
     gate = 1.0 / (1.0 + exponential)
-    return gate, exponential * gate, deviation
+    x = z
+    if BATCH_NORM:
+        x = scale[:, None] * deviation + shift[:, None]
+    return x, gate, exponential * gate, deviation
 
 
 @triton.jit
@@ -57,9 +92,47 @@ def _shuffled(c, channels):
 
 
 @triton.jit
+def _statistics(z, z_ptr, plane_exists, area, z_pixel, BLOCK: tl.constexpr,
+                ONE_BLOCK: tl.constexpr):
+    """Mean, as center + residual, and variance of the planes whose first block is z."""
+    # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
+    # it is at most area / BLOCK variances, so that little cancels below.
+    first = tl.sum(z, 1) / tl.minimum(area, BLOCK)
+    exist = _exist(plane_exists, 0, area, BLOCK)
+    deviation = tl.where(exist, z - first[:, None], 0.0)
+    total, squares = deviation, deviation * deviation
+    if not ONE_BLOCK:
+        for start in range(BLOCK, area, BLOCK):
+            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_last')
+            exist = _exist(plane_exists, start, area, BLOCK)
+            deviation = tl.where(exist, z - first[:, None], 0.0)
+            total += deviation
+            squares += deviation * deviation
+    delta = tl.sum(total, 1) / area
+    variance = tl.sum(squares, 1) / area - delta * delta
+    center = first + delta
+    return center, (first - center) + delta, tl.where(variance < 0, 0.0, variance)
+
+
+@triton.jit
+def _write_output(
+        z, identity_ptr, y_ptr, plane_exists, start, area, identity_pixel, y_pixel, center, scale,
+        shift, slope, offset, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
+        EVICTION: tl.constexpr):
+    x, gate, _, _ = _gated(z, center, scale, shift, slope, offset, BATCH_NORM)
+    y = x * gate
+    if TAIL:
+        y += _read(identity_ptr, plane_exists, start, area, identity_pixel, BLOCK, EVICTION)
+        y = tl.where(y < 0, 0.0, y)
+    _write(y, y_ptr, plane_exists, start, area, y_pixel, BLOCK, EVICTION)
+
+
+@triton.jit
 def forward_kernel(
-        x_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr,
-        gn_bias_ptr, planes, channels, p, area, eps, x_n, x_c, x_pixel, y_n, y_c, y_pixel,
+        z_ptr, identity_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        planes, channels, p, area, eps, bn_eps, z_n, z_c, z_pixel, identity_n, identity_c,
+        identity_pixel, y_n, y_c, y_pixel, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
         PLANES: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
 
@@ -68,116 +141,163 @@ def forward_kernel(
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
-    from_ptr = x_ptr + n * x_n + c * x_c
-    to_ptr = y_ptr + n * y_n + _shuffled(c, channels) * y_c
+    z_ptr += n * z_n + c * z_c
+    y_ptr += n * y_n + _shuffled(c, channels) * y_c
+    if TAIL:
+        identity_ptr += n * identity_n + _shuffled(c, channels) * identity_c
 
-    # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
-    # it is at most area / BLOCK variances, so that little cancels below.
-    pointers, exists = _block(from_ptr, plane_exists, 0, area, x_pixel, BLOCK)
-    x = _load(pointers, exists, 'evict_last')
-    first = tl.sum(x, 1) / tl.minimum(area, BLOCK)
-    deviation = tl.where(exists, x - first[:, None], 0.0)
-    total, squares = deviation, deviation * deviation
-    if not ONE_BLOCK:
-        for start in range(BLOCK, area, BLOCK):
-            pointers, exists = _block(from_ptr, plane_exists, start, area, x_pixel, BLOCK)
-            x = _load(pointers, exists, 'evict_last')
-            deviation = tl.where(exists, x - first[:, None], 0.0)
-            total += deviation
-            squares += deviation * deviation
-    delta = tl.sum(total, 1) / area
-    variance = tl.sum(squares, 1) / area - delta * delta
-    variance = tl.where(variance < 0, 0.0, variance)
-    rstd = 1.0 / tl.sqrt(variance + eps)
-    center = first + delta
-    residual = (first - center) + delta
-
+    z = _read(z_ptr, plane_exists, 0, area, z_pixel, BLOCK, 'evict_last')
+    center, residual, variance = _statistics(
+        z, z_ptr, plane_exists, area, z_pixel, BLOCK, ONE_BLOCK)
     mean = center.to(tl.float64) + residual.to(tl.float64)
     tl.store(stats_ptr + 2 * plane, mean, mask=plane_exists)
-    tl.store(stats_ptr + 2 * plane + 1, rstd.to(tl.float64), mask=plane_exists)
+    tl.store(stats_ptr + 2 * plane + 1, variance.to(tl.float64), mask=plane_exists)
 
-    slope, offset = _gate(c, plane_exists, p, center, residual, rstd, cweight_ptr, cbias_ptr,
-                          sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
+    scale, shift, _, _ = _batch_norm(c, plane_exists, center, bn_eps, bn_weight_ptr, bn_bias_ptr,
+                                     bn_mean_ptr, bn_variance_ptr, BATCH_NORM)
+    rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
+    slope, offset = _gate(c, plane_exists, p, shift, scale * residual, rstd, cweight_ptr,
+                          cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
     if ONE_BLOCK:
-        pointers, exists = _block(to_ptr, plane_exists, 0, area, y_pixel, BLOCK)
-        gate, _, _ = _sigmoid(x, slope, center, offset)
-        tl.store(pointers, x * gate, mask=exists)
+        _write_output(z, identity_ptr, y_ptr, plane_exists, 0, area, identity_pixel, y_pixel,
+                      center, scale, shift, slope, offset, TAIL, BATCH_NORM, BLOCK, '')
     else:
         for start in range(0, area, BLOCK):
-            pointers, exists = _block(from_ptr, plane_exists, start, area, x_pixel, BLOCK)
-            x = _load(pointers, exists, 'evict_first')
-            gate, _, _ = _sigmoid(x, slope, center, offset)
-            pointers, exists = _block(to_ptr, plane_exists, start, area, y_pixel, BLOCK)
-            tl.store(pointers, x * gate, mask=exists, eviction_policy='evict_first')
+            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_first')
+            _write_output(z, identity_ptr, y_ptr, plane_exists, start, area, identity_pixel,
+                          y_pixel, center, scale, shift, slope, offset, TAIL, BATCH_NORM, BLOCK,
+                          'evict_first')
+
+
+@triton.jit
+def _read_gradient(
+        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, dy_pixel, out_pixel,
+        didentity_pixel, TAIL: tl.constexpr, INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+    """The gradient of the attention's output, which in a TAIL is that of the identity too."""
+    dy = _read(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK, 'evict_last')
+    if TAIL:
+        out = _read(out_ptr, plane_exists, start, area, out_pixel, BLOCK, 'evict_first')
+        dy = tl.where(out <= 0, 0.0, dy)
+        if INPUT_GRADIENT:
+            _write(dy, didentity_ptr, plane_exists, start, area, didentity_pixel, BLOCK, '')
+    return dy
+
+
+@triton.jit
+def _through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
+    """What goes to x directly, what goes to the gate's logit, and z's deviation."""
+    x, gate, complement, deviation = _gated(z, center, scale, shift, slope, offset, BATCH_NORM)
+    return dy * gate, dy * x * (gate * complement), deviation
+
+
+@triton.jit
+def _write_gradient(
+        direct, dlogit, deviation, dz_ptr, plane_exists, start, area, dz_pixel, scale, slope,
+        mean_dlogit, linear, constant, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
+        EVICTION: tl.constexpr):
+    # what cancels is subtracted first, before the slope can magnify it
+    through_norm = dlogit - mean_dlogit[:, None] - linear[:, None] * deviation
+    dz = direct + slope[:, None] * through_norm + constant[:, None]
+    if BATCH_NORM:
+        dz *= scale[:, None]
+    _write(dz, dz_ptr, plane_exists, start, area, dz_pixel, BLOCK, EVICTION)
 
 
 @triton.jit
 def backward_kernel(
-        dy_ptr, x_ptr, stats_ptr, dx_ptr, sums_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
-        gn_weight_ptr, gn_bias_ptr, planes, channels, p, area, dy_n, dy_c, dy_pixel, x_n, x_c,
-        x_pixel, dx_n, dx_c, dx_pixel, INPUT_GRADIENT: tl.constexpr, PLANES: tl.constexpr,
-        BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """dx and the sums for the parameters' gradients, of PLANES planes.
+        dy_ptr, z_ptr, out_ptr, stats_ptr, dz_ptr, didentity_ptr, sums_ptr, cweight_ptr, cbias_ptr,
+        sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
+        bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, dy_pixel, z_n, z_c,
+        z_pixel, out_n, out_c, out_pixel, dz_n, dz_c, dz_pixel, didentity_n, didentity_c,
+        didentity_pixel, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
+        INPUT_GRADIENT: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
+        ONE_BLOCK: tl.constexpr):
+    """dz, didentity and the sums for the parameters' gradients, of PLANES planes.
 
-    dx = dy s + slope (dz - mean dz - linear (x - center)) + constant, with dz = dy x s (1 - s);
-    what cancels is subtracted first, before the slope can magnify it.
+    dx = dy s + slope (dlogit - mean dlogit - linear (z - center)) + constant, and dz = scale dx,
+    with dlogit = dy x s (1 - s).
     """
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
-    x_ptr += n * x_n + c * x_c
-    dy_ptr += n * dy_n + _shuffled(c, channels) * dy_c
-    dx_ptr += n * dx_n + c * dx_c
+    shuffled = _shuffled(c, channels)
+    z_ptr += n * z_n + c * z_c
+    dy_ptr += n * dy_n + shuffled * dy_c
+    if TAIL:
+        out_ptr += n * out_n + shuffled * out_c
+    if INPUT_GRADIENT:
+        dz_ptr += n * dz_n + c * dz_c
+        if TAIL:
+            didentity_ptr += n * didentity_n + shuffled * didentity_c
 
     mean = tl.load(stats_ptr + 2 * plane, mask=plane_exists, other=0)
-    rstd = tl.load(stats_ptr + 2 * plane + 1, mask=plane_exists, other=0).to(tl.float32)
+    variance = tl.load(stats_ptr + 2 * plane + 1, mask=plane_exists, other=0).to(tl.float32)
     center = mean.to(tl.float32)
+    scale, shift, bn_rstd, distance = _batch_norm(
+        c, plane_exists, center, bn_eps, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM)
     residual = (mean - center.to(tl.float64)).to(tl.float32)
-    slope, offset = _gate(c, plane_exists, p, center, residual, rstd, cweight_ptr, cbias_ptr,
-                          sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
+    rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
+    slope, offset = _gate(c, plane_exists, p, shift, scale * residual, rstd, cweight_ptr,
+                          cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
 
-    pointers, exists = _block(x_ptr, plane_exists, 0, area, x_pixel, BLOCK)
-    x = _load(pointers, exists, 'evict_last')
-    pointers, exists = _block(dy_ptr, plane_exists, 0, area, dy_pixel, BLOCK)
-    dy = _load(pointers, exists, 'evict_last')
-    gate, complement, deviation = _sigmoid(x, slope, center, offset)
-    dz = dy * x * (gate * complement)
-    bias, weight = dz, dz * deviation
+    z = _read(z_ptr, plane_exists, 0, area, z_pixel, BLOCK, 'evict_last')
+    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, dy_pixel, out_pixel,
+                        didentity_pixel, TAIL, INPUT_GRADIENT, BLOCK)
+    direct, dlogit, deviation = _through(dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+    bias, weight = dlogit, dlogit * deviation
+    if BATCH_NORM:
+        total, moment = direct, direct * deviation
     if not ONE_BLOCK:
         for start in range(BLOCK, area, BLOCK):
-            pointers, exists = _block(x_ptr, plane_exists, start, area, x_pixel, BLOCK)
-            x = _load(pointers, exists, 'evict_last')
-            pointers, exists = _block(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK)
-            dy = _load(pointers, exists, 'evict_last')
-            gate, complement, deviation = _sigmoid(x, slope, center, offset)
-            dz = dy * x * (gate * complement)
-            bias += dz
-            weight += dz * deviation
-    bias, weight = tl.sum(bias, 1), tl.sum(weight, 1)
-    weight = rstd * (weight - residual * bias)
+            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_last')
+            dy = _read_gradient(
+                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, dy_pixel, out_pixel,
+                didentity_pixel, TAIL, INPUT_GRADIENT, BLOCK)
+            direct, dlogit, deviation = _through(
+                dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+            bias += dlogit
+            weight += dlogit * deviation
+            if BATCH_NORM:
+                total += direct
+                moment += direct * deviation
+    bias = tl.sum(bias, 1)
+    dlogit_dot_deviation = tl.sum(weight, 1) - residual * bias
+    weight = rstd * scale * dlogit_dot_deviation
 
     spatial = (c // p) % 2 == 1
+    sums_ptr += (4 if TAIL else 2) * plane
+    mean = shift.to(tl.float64) + (scale * residual).to(tl.float64)
     of_weight = tl.where(spatial, weight.to(tl.float64), bias.to(tl.float64) * mean)
-    tl.store(sums_ptr + 2 * plane, of_weight, mask=plane_exists)
-    tl.store(sums_ptr + 2 * plane + 1, bias.to(tl.float64), mask=plane_exists)
+    tl.store(sums_ptr, of_weight, mask=plane_exists)
+    tl.store(sums_ptr + 1, bias.to(tl.float64), mask=plane_exists)
+
+    through_mean = tl.where(spatial, 0.0, _parameter(cweight_ptr, c % p, plane_exists) * bias)
+    if BATCH_NORM:
+        total = tl.sum(total, 1) + through_mean
+        through_norm = slope * (eps * rstd * rstd) * dlogit_dot_deviation
+        moment = tl.sum(moment, 1) + residual * through_mean + through_norm
+        of_weight = bn_rstd * (moment + distance * total)
+        tl.store(sums_ptr + 2, of_weight.to(tl.float64), mask=plane_exists)
+        tl.store(sums_ptr + 3, total.to(tl.float64), mask=plane_exists)
 
     if INPUT_GRADIENT:
-        cweight = _parameter(cweight_ptr, c % p, plane_exists)
-        linear = (rstd * weight / area)[:, None]
-        mean_dz = (bias / area)[:, None] - linear * residual[:, None]
-        constant = tl.where(spatial, 0.0, cweight * bias / area)[:, None]
+        linear = rstd * scale * weight / area
+        mean_dlogit = bias / area - linear * residual
+        constant = through_mean / area
         if ONE_BLOCK:
-            dx = dy * gate + slope[:, None] * (dz - mean_dz - linear * deviation) + constant
-            pointers, exists = _block(dx_ptr, plane_exists, 0, area, dx_pixel, BLOCK)
-            tl.store(pointers, dx, mask=exists)
+            _write_gradient(
+                direct, dlogit, deviation, dz_ptr, plane_exists, 0, area, dz_pixel, scale, slope,
+                mean_dlogit, linear, constant, BATCH_NORM, BLOCK, '')
         else:
+            if TAIL:  # read back what was written above, instead of the two tensors it is made of
+                tl.debug_barrier()
+                dy_ptr, dy_pixel = didentity_ptr, didentity_pixel
             for start in range(0, area, BLOCK):
-                pointers, exists = _block(x_ptr, plane_exists, start, area, x_pixel, BLOCK)
-                x = _load(pointers, exists, 'evict_first')
-                pointers, exists = _block(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK)
-                dy = _load(pointers, exists, 'evict_first')
-                gate, complement, deviation = _sigmoid(x, slope, center, offset)
-                dz = dy * x * (gate * complement)
-                dx = dy * gate + slope[:, None] * (dz - mean_dz - linear * deviation) + constant
-                pointers, exists = _block(dx_ptr, plane_exists, start, area, dx_pixel, BLOCK)
-                tl.store(pointers, dx, mask=exists, eviction_policy='evict_first')
+                z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_first')
+                dy = _read(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK, 'evict_first')
+                direct, dlogit, deviation = _through(
+                    dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+                _write_gradient(
+                    direct, dlogit, deviation, dz_ptr, plane_exists, start, area, dz_pixel, scale,
+                    slope, mean_dlogit, linear, constant, BATCH_NORM, BLOCK, 'evict_first')

@@ -6,8 +6,9 @@
 
 namespace sa_mmdet {
 
+// Of a plane of the input; the variance is only defined in the spatial branch.
 struct Statistics {
-  double mean, rstd;  // rstd is only defined for planes of the spatial branch
+  double mean, variance;
 };
 
 // Count, mean and sum of squared deviations of some elements.
@@ -27,8 +28,39 @@ struct Moments {
     count = all;
   }
 
-  double rstd(double eps) const {
-    return 1 / std::sqrt(squares / count + eps);
+  Statistics statistics() const {
+    return {mean, squares / count};
+  }
+};
+
+// What is attended to is scale * x + shift.
+struct Affine {
+  double scale, shift;
+
+  double operator()(double x) const {
+    return scale * x + shift;
+  }
+};
+
+// Batch norm with frozen statistics: weight, bias, mean and variance, each of channels values, one
+// after the other. Without values it is the identity.
+struct BatchNorm {
+  const double* values;
+  int64_t channels;
+  double eps;
+
+  double mean(int64_t c) const {
+    return values[2 * channels + c];
+  }
+
+  double rstd(int64_t c) const {
+    return 1 / std::sqrt(values[3 * channels + c] + eps);
+  }
+
+  Affine affine(int64_t c) const {
+    if (!values) return {1, 0};
+    const double scale = values[c] * rstd(c);
+    return {scale, values[channels + c] - mean(c) * scale};
   }
 };
 
@@ -37,41 +69,64 @@ struct Moments {
 template <typename acc_t>
 struct Gate {
   acc_t slope, center, offset;
-
 };
 
 inline double sigmoid(double z) {
   return 1 / (1 + std::exp(-z));
 }
 
-// dx = dy s + slope (dz - mean - linear (x - center)) + constant, with the gate s and
-// dz = dy x s (1 - s). What should cancel is subtracted first, before the slope can magnify it.
+// dx = scale dy s + slope (dz - mean - linear (x - center)) + constant, with the gate s, what is
+// attended to v and dz = dy v s (1 - s). What should cancel is subtracted first, before the
+// slope can magnify it.
 template <typename acc_t>
 struct InputGradient {
-  acc_t mean, linear, constant;
+  acc_t scale, mean, linear, constant;
 };
 
-// What the parameters' gradients are sums of, over the planes of their channel: dz times what the
-// weight multiplies (the mean; the normalised x), and dz.
+// Over a plane: of dz (x - center), dz, dy s (x - center) and dy s. The channel branch has no use
+// for the first, attention without batch norm none for the last two.
+struct RawSums {
+  double dz_deviation, dz, dv_deviation, dv;
+
+  void operator+=(const RawSums& other) {
+    dz_deviation += other.dz_deviation;
+    dz += other.dz;
+    dv_deviation += other.dv_deviation;
+    dv += other.dv;
+  }
+};
+
+// What the parameters' gradients are sums of, over the planes of their channel: for the attention,
+// dz times what the weight multiplies (the mean; the normalised v), and dz; for the batch norm's
+// weight and bias, dv times the normalised x, and dv.
 struct PlaneSums {
-  double weight, bias;
+  double weight, bias, bn_weight, bn_bias;
 };
 
 // cweight, cbias, sweight, sbias, gn_weight, gn_bias, each of p values, one after the other.
 struct Parameters {
   const double* values;
   int64_t p;
+  double eps;
+  BatchNorm batch_norm;
 
   bool is_spatial(int64_t c) const {
     return c / p % 2;
   }
 
+  double rstd(int64_t c, const Statistics& stats) const {
+    const double scale = batch_norm.affine(c).scale;
+    return 1 / std::sqrt(scale * scale * stats.variance + eps);
+  }
+
   template <typename acc_t>
   Gate<acc_t> gate(int64_t c, const Statistics& stats) const {
     const double* at = values + c % p;
-    if (!is_spatial(c)) return {0, 0, static_cast<acc_t>(at[0] * stats.mean + at[p])};
-    const double slope = at[2 * p] * at[4 * p] * stats.rstd;
+    const auto affine = batch_norm.affine(c);
     const auto center = static_cast<acc_t>(stats.mean);
+    if (!is_spatial(c))
+      return {0, center, static_cast<acc_t>(at[0] * affine(stats.mean) + at[p])};
+    const double slope = at[2 * p] * at[4 * p] * rstd(c, stats) * affine.scale;
     const double offset = at[2 * p] * at[5 * p] + at[3 * p] + slope * (center - stats.mean);
     return {static_cast<acc_t>(slope), center, static_cast<acc_t>(offset)};
   }
@@ -81,20 +136,41 @@ struct Parameters {
   template <typename acc_t>
   InputGradient<acc_t> input_gradient(
       int64_t c, const Statistics& stats, const PlaneSums& sums, int64_t area) const {
-    if (!is_spatial(c)) return {0, 0, static_cast<acc_t>(values[c % p] * sums.bias / area)};
-    const double linear = stats.rstd * sums.weight / area;
+    const double scale = batch_norm.affine(c).scale;
+    const auto scale_ = static_cast<acc_t>(scale);
+    if (!is_spatial(c))
+      return {scale_, 0, 0, static_cast<acc_t>(scale * values[c % p] * sums.bias / area)};
+    const double linear = scale * rstd(c, stats) * sums.weight / area;
     const double center = static_cast<acc_t>(stats.mean);
     const double mean = sums.bias / area + linear * (center - stats.mean);
-    return {static_cast<acc_t>(mean), static_cast<acc_t>(linear), 0};
+    return {scale_, static_cast<acc_t>(mean), static_cast<acc_t>(linear), 0};
   }
 
-  // sum_dz and sum_dz_x: of dz, and of dz (x - center), which the channel branch has no use for.
   template <typename acc_t>
-  PlaneSums plane_sums(
-      int64_t c, const Statistics& stats, double sum_dz, double sum_dz_x) const {
-    if (!is_spatial(c)) return {sum_dz * stats.mean, sum_dz};
-    const double center = static_cast<acc_t>(stats.mean);
-    return {stats.rstd * (sum_dz_x + (center - stats.mean) * sum_dz), sum_dz};
+  PlaneSums plane_sums(int64_t c, const Statistics& stats, const RawSums& raw) const {
+    const double* at = values + c % p;
+    const auto affine = batch_norm.affine(c);
+    const double residual = static_cast<acc_t>(stats.mean) - stats.mean;
+    const double dv_deviation = raw.dv_deviation + residual * raw.dv;
+    if (!is_spatial(c))
+      return with_batch_norm(c, stats, {raw.dz * affine(stats.mean), raw.dz},
+                             dv_deviation, raw.dv + at[0] * raw.dz);
+    const double of_plane = rstd(c, stats);
+    const double dz_deviation = raw.dz_deviation + residual * raw.dz;
+    const double weight = of_plane * affine.scale * dz_deviation;
+    // The group norm's derivative is orthogonal to constants, and but for eps to x.
+    const double through_norm = at[2 * p] * at[4 * p] * of_plane *
+        (dz_deviation - of_plane * weight * affine.scale * stats.variance);
+    return with_batch_norm(c, stats, {weight, raw.dz}, dv_deviation + through_norm, raw.dv);
+  }
+
+ private:
+  // dv_deviation: of dv (x - mean), with the whole of dv
+  PlaneSums with_batch_norm(
+      int64_t c, const Statistics& stats, PlaneSums sums, double dv_deviation, double dv) const {
+    if (!batch_norm.values) return {sums.weight, sums.bias, 0, 0};
+    const double about_mean = dv_deviation + (stats.mean - batch_norm.mean(c)) * dv;
+    return {sums.weight, sums.bias, batch_norm.rstd(c) * about_mean, dv};
   }
 };
 

@@ -7,7 +7,9 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <tuple>
+#include <vector>
 
 #include "pixels.h"
 #include "planes.h"
@@ -41,89 +43,178 @@ Planes<T> planes_of(const Tensor& x) {
   return {static_cast<T*>(x.data_ptr()), x.stride(0), x.stride(1)};
 }
 
-// The six parameters as one tensor, in double. Keep it as long as the Parameters that point to it.
-Tensor gather_parameters(at::TensorList parameters, int64_t channels, int64_t groups) {
-  TORCH_CHECK_VALUE(groups > 0 && channels % (2 * groups) == 0,
-                    "channels (", channels, ") must divide by 2 * groups (", groups, ")");
+// Tensors of size values each as one tensor, in double. Keep it as long as what points to it.
+Tensor gather(at::TensorList tensors, int64_t size) {
   std::vector<Tensor> flat;
-  for (const auto& parameter : parameters) {
-    TORCH_CHECK_VALUE(parameter.numel() == channels / (2 * groups),
-                      "a parameter has ", parameter.numel(), " values, not channels / (2 * groups)"
-                      " = ", channels / (2 * groups));
-    flat.push_back(parameter.reshape(-1).to(at::kDouble));
+  for (const auto& tensor : tensors) {
+    TORCH_CHECK_VALUE(
+        tensor.numel() == size, "a parameter has ", tensor.numel(), " values, not ", size);
+    flat.push_back(tensor.reshape(-1).to(at::kDouble));
   }
   return at::cat(flat);
 }
 
-Parameters parameters_of(const Tensor& gathered) {
-  return {gathered.const_data_ptr<double>(), gathered.numel() / 6};
+struct Gathered {
+  Tensor attention, batch_norm;
+  double eps, bn_eps;
+
+  // batch_norm: no tensors, or weight, bias, mean and variance
+  Gathered(at::TensorList attention_, at::TensorList batch_norm_, int64_t channels, int64_t groups,
+           double eps, double bn_eps)
+      : eps(eps), bn_eps(bn_eps) {
+    TORCH_CHECK_VALUE(groups > 0 && channels % (2 * groups) == 0,
+                      "channels (", channels, ") must divide by 2 * groups (", groups, ")");
+    TORCH_CHECK_VALUE(batch_norm_.empty() || batch_norm_.size() == 4,
+                      "batch_norm must be no tensors or four, not ", batch_norm_.size());
+    attention = gather(attention_, channels / (2 * groups));
+    if (!batch_norm_.empty()) batch_norm = gather(batch_norm_, channels);
+  }
+
+  Parameters parameters() const {
+    const bool has_norm = batch_norm.defined();
+    return {attention.const_data_ptr<double>(), attention.numel() / 6, eps,
+            {has_norm ? batch_norm.const_data_ptr<double>() : nullptr,
+             has_norm ? batch_norm.numel() / 4 : 0, bn_eps}};
+  }
+};
+
+at::MemoryFormat layout_of(const Tensor& x) {
+  return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
+// x, identity and so on as the kernels read them.
+Tensor in_layout(const Tensor& x, at::MemoryFormat layout) {
+  return layout == at::MemoryFormat::ChannelsLast ? x.contiguous(layout)
+                                                  : with_contiguous_planes(x);
+}
+
+void check_like(const char* name, const Tensor& tensor, const Tensor& x) {
+  TORCH_CHECK_VALUE(tensor.sizes() == x.sizes() && tensor.scalar_type() == x.scalar_type(),
+                    name, " must have the shape and type of the input");
+}
+
+template <typename T>
+void forward_planes(
+    const Tensor& x, const Tensor& identity, Tensor& y, Statistics* stats,
+    const Parameters& parameters, const Shape& shape) {
+  const auto from = planes_of<const T>(x);
+  const auto to = planes_of<T>(y);
+  if (!identity.defined()) {
+    planes_forward<T>(from, to, stats, parameters, shape,
+                      [](int64_t, int64_t, const Affine&, double) { return Alone<T>{}; });
+    return;
+  }
+  const auto added = planes_of<const T>(identity);
+  planes_forward<T>(
+      from, to, stats, parameters, shape,
+      [=](int64_t n, int64_t c, const Affine& affine, double center) {
+        return Tail<T>{Pack<T>(affine.scale), Pack<T>(affine(center)),
+                       added(n, shuffled(c, shape.c)), nullptr, nullptr, nullptr};
+      });
+}
+
+// Attention alone, or with identity the tail. Returns the output and the planes' statistics.
 std::tuple<Tensor, Tensor> forward(
-    const Tensor& x, const Tensor& cweight, const Tensor& cbias, const Tensor& sweight,
-    const Tensor& sbias, const Tensor& gn_weight, const Tensor& gn_bias, int64_t groups,
-    double eps) {
+    const Tensor& x, const std::optional<Tensor>& identity, at::TensorList batch_norm,
+    at::TensorList attention, int64_t groups, double eps, double bn_eps) {
   TORCH_CHECK_VALUE(x.dim() == 4, "x must have four dimensions, not ", x.dim());
-  const Tensor gathered = gather_parameters(
-      {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, x.size(1), groups);
-  const bool channels_last = is_channels_last(x);
-  Tensor y = at::empty(x.sizes(), x.options().memory_format(
-      channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+  if (identity) check_like("identity", *identity, x);
+  const Gathered gathered(attention, batch_norm, x.size(1), groups, eps, bn_eps);
+  const auto layout = layout_of(x);
+  Tensor y = at::empty(x.sizes(), x.options().memory_format(layout));
   Tensor stats = at::empty({x.size(0), x.size(1), 2}, x.options().dtype(at::kDouble));
   if (x.numel() == 0) return {y, stats.zero_()};
   auto* stats_data = static_cast<Statistics*>(stats.data_ptr());
+  const Tensor from = in_layout(x, layout);
+  const Tensor added = identity ? in_layout(*identity, layout) : Tensor();
+  const auto parameters = gathered.parameters();
+  const auto shape = shape_of(x);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "shuffle_attention", [&] {
-        if (channels_last) {
-          pixels_forward(x.const_data_ptr<scalar_t>(), y.data_ptr<scalar_t>(), stats_data,
-                         parameters_of(gathered), shape_of(x), eps);
+        if (layout == at::MemoryFormat::Contiguous) {
+          forward_planes<scalar_t>(from, added, y, stats_data, parameters, shape);
         } else {
-          const Tensor from = with_contiguous_planes(x);
-          planes_forward<scalar_t>(
-              planes_of<const scalar_t>(from), planes_of<scalar_t>(y), stats_data,
-              parameters_of(gathered), shape_of(x), eps);
+          const auto kernel =
+              identity ? pixels_forward<scalar_t, true> : pixels_forward<scalar_t, false>;
+          kernel(from.const_data_ptr<scalar_t>(),
+                 identity ? added.const_data_ptr<scalar_t>() : nullptr, y.data_ptr<scalar_t>(),
+                 stats_data, parameters, shape);
         }
       });
   return {y, stats};
 }
 
-std::tuple<Tensor, Tensor> backward(
-    const Tensor& dy, const Tensor& x, const Tensor& stats, const Tensor& cweight,
-    const Tensor& cbias, const Tensor& sweight, const Tensor& sbias, const Tensor& gn_weight,
-    const Tensor& gn_bias, int64_t groups, bool input_gradient) {
+template <typename T>
+void backward_planes(
+    const Tensor& dy, const Tensor& out, const Tensor& x, const Tensor& dx,
+    const Tensor& didentity, const Statistics* stats, PlaneSums* sums,
+    const Parameters& parameters, const Shape& shape) {
+  const Planes<T> none{nullptr, 0, 0};
+  const auto from = planes_of<const T>(x), gradient = planes_of<const T>(dy);
+  const auto to = dx.numel() ? planes_of<T>(dx) : none;
+  if (!out.defined()) {
+    planes_backward<T>(from, to, stats, sums, parameters, shape,
+                       [=](int64_t n, int64_t c, const Affine&, double) {
+                         return Alone<T>{gradient(n, shuffled(c, shape.c))};
+                       });
+    return;
+  }
+  const auto result = planes_of<const T>(out);
+  const auto to_identity = didentity.numel() ? planes_of<T>(didentity) : none;
+  planes_backward<T>(
+      from, to, stats, sums, parameters, shape,
+      [=](int64_t n, int64_t c, const Affine& affine, double center) {
+        const int64_t at = shuffled(c, shape.c);
+        return Tail<T>{Pack<T>(affine.scale), Pack<T>(affine(center)), nullptr, gradient(n, at),
+                       result(n, at), to_identity.data ? to_identity(n, at) : nullptr};
+      });
+}
+
+// Of attention alone, or with out of the tail. Returns dx, didentity and the planes' sums; the first
+// two are empty without input_gradients, the second without out.
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& dy, const Tensor& x, const std::optional<Tensor>& out, const Tensor& stats,
+    at::TensorList batch_norm, at::TensorList attention, int64_t groups, double eps, double bn_eps,
+    bool input_gradients) {
   TORCH_CHECK_VALUE(x.dim() == 4, "x must have four dimensions, not ", x.dim());
-  TORCH_CHECK_VALUE(dy.sizes() == x.sizes() && dy.scalar_type() == x.scalar_type(),
-                    "dy must have the shape and type of x");
+  check_like("the gradient", dy, x);
+  if (out) check_like("out", *out, x);
   TORCH_CHECK_VALUE(stats.sizes() == at::IntArrayRef({x.size(0), x.size(1), 2}) &&
                         stats.is_contiguous() && stats.scalar_type() == at::kDouble,
                     "stats must be those of the forward pass");
-  const Tensor gathered = gather_parameters(
-      {cweight, cbias, sweight, sbias, gn_weight, gn_bias}, x.size(1), groups);
-  const bool channels_last = is_channels_last(x);
-  const auto format =
-      channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-  Tensor dx = input_gradient ? at::empty(x.sizes(), x.options().memory_format(format))
-                             : at::empty({0}, x.options());
-  Tensor sums = at::empty({x.size(0), x.size(1), 2}, x.options().dtype(at::kDouble));
-  if (x.numel() == 0) return {dx, sums.zero_()};
+  const Gathered gathered(attention, batch_norm, x.size(1), groups, eps, bn_eps);
+  const auto layout = layout_of(x);
+  const auto empty_if_not = [&](bool wanted) {
+    return wanted ? at::empty(x.sizes(), x.options().memory_format(layout))
+                  : at::empty({0}, x.options());
+  };
+  Tensor dx = empty_if_not(input_gradients);
+  Tensor didentity = empty_if_not(input_gradients && out);
+  Tensor sums = at::empty({x.size(0), x.size(1), 4}, x.options().dtype(at::kDouble));
+  if (x.numel() == 0) return {dx, didentity, sums.zero_()};
   const auto* stats_data = static_cast<const Statistics*>(stats.const_data_ptr());
   auto* sums_data = static_cast<PlaneSums*>(sums.data_ptr());
+  const Tensor gradient = in_layout(dy, layout), from = in_layout(x, layout);
+  const Tensor result = out ? in_layout(*out, layout) : Tensor();
+  const auto parameters = gathered.parameters();
+  const auto shape = shape_of(x);
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "shuffle_attention_backward", [&] {
-        if (channels_last) {
-          const Tensor grad = dy.contiguous(format);
-          pixels_backward(grad.const_data_ptr<scalar_t>(), x.const_data_ptr<scalar_t>(),
-                          input_gradient ? dx.data_ptr<scalar_t>() : nullptr, stats_data,
-                          sums_data, parameters_of(gathered), shape_of(x));
+        if (layout == at::MemoryFormat::Contiguous) {
+          backward_planes<scalar_t>(gradient, result, from, dx, didentity, stats_data, sums_data,
+                                    parameters, shape);
         } else {
-          const Tensor grad = with_contiguous_planes(dy), from = with_contiguous_planes(x);
-          planes_backward<scalar_t>(
-              planes_of<const scalar_t>(grad), planes_of<const scalar_t>(from),
-              input_gradient ? planes_of<scalar_t>(dx) : Planes<scalar_t>{nullptr, 0, 0},
-              stats_data, sums_data, parameters_of(gathered), shape_of(x));
+          const auto data = [](const Tensor& tensor) {
+            return tensor.numel() ? tensor.data_ptr<scalar_t>() : nullptr;
+          };
+          const auto kernel = out ? pixels_backward<scalar_t, true> : pixels_backward<scalar_t, false>;
+          kernel(gradient.const_data_ptr<scalar_t>(),
+                 out ? result.const_data_ptr<scalar_t>() : nullptr,
+                 from.const_data_ptr<scalar_t>(), data(dx), data(didentity), stats_data, sums_data,
+                 parameters, shape);
         }
       });
-  return {dx, sums};
+  return {dx, didentity, sums};
 }
 
 }  // namespace
@@ -131,12 +222,12 @@ std::tuple<Tensor, Tensor> backward(
 
 TORCH_LIBRARY_FRAGMENT(sa_mmdet, m) {
   m.def(OPERATOR("forward")
-        "(Tensor x, Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, "
-        "Tensor gn_bias, int groups, float eps) -> (Tensor, Tensor)");
+        "(Tensor x, Tensor? identity, Tensor[] batch_norm, Tensor[] attention, int groups, "
+        "float eps, float bn_eps) -> (Tensor, Tensor)");
   m.def(OPERATOR("backward")
-        "(Tensor dy, Tensor x, Tensor stats, Tensor cweight, Tensor cbias, Tensor sweight, "
-        "Tensor sbias, Tensor gn_weight, Tensor gn_bias, int groups, bool input_gradient) "
-        "-> (Tensor, Tensor)");
+        "(Tensor dy, Tensor x, Tensor? out, Tensor stats, Tensor[] batch_norm, "
+        "Tensor[] attention, int groups, float eps, float bn_eps, bool input_gradients) "
+        "-> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(sa_mmdet, CPU, m) {

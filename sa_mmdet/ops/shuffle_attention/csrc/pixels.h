@@ -88,43 +88,50 @@ void chunk_moments(const T* x, int64_t pixels, int64_t channels, Moments* moment
   }
 }
 
-// The gates of all channels of an image as arrays. The channel branch is the spatial one with
-// slope 0.
+// What the elements of all channels of an image have in common, as arrays. The channel branch is the
+// spatial one with slope 0.
 template <typename T>
 struct Gates {
   using acc_t = accumulate_t<T>;
-  std::vector<acc_t> slope, center, offset;
+  std::vector<acc_t> slope, center, offset, scale, at_center;
 
   Gates(const Statistics* stats, const Parameters& parameters, int64_t channels)
-      : slope(channels), center(channels), offset(channels) {
+      : slope(channels), center(channels), offset(channels), scale(channels), at_center(channels) {
     for (int64_t c = 0; c < channels; ++c) {
       const auto gate = parameters.gate<acc_t>(c, stats[c]);
+      const auto affine = parameters.batch_norm.affine(c);
       slope[c] = gate.slope, center[c] = gate.center, offset[c] = gate.offset;
+      scale[c] = affine.scale, at_center[c] = affine(gate.center);
     }
   }
 };
 
-// One pack of elements of x with what its gate gives.
-template <typename T>
+// One pack of elements of x with what its gate gives; v is what is attended to.
+template <typename T, bool kIsTail>
 struct Gated {
-  Pack<T> x, slope, deviation;
+  Pack<T> v, slope, deviation;
   Sigmoid<T> s;
 
   Gated(const T* pixel, const Gates<T>& gates, int64_t c, int count)
-      : x(Pack<T>::load(pixel + c, count)),
+      : v(Pack<T>::load(pixel + c, count)),
         slope(Pack<T>::load_acc(gates.slope.data() + c, count)),
-        deviation(x - Pack<T>::load_acc(gates.center.data() + c, count)),
-        s(sigmoid(fmadd(slope, deviation, Pack<T>::load_acc(gates.offset.data() + c, count)))) {}
+        deviation(v - Pack<T>::load_acc(gates.center.data() + c, count)),
+        s(sigmoid(fmadd(slope, deviation, Pack<T>::load_acc(gates.offset.data() + c, count)))) {
+    if constexpr (kIsTail)
+      v = fmadd(Pack<T>::load_acc(gates.scale.data() + c, count), deviation,
+                Pack<T>::load_acc(gates.at_center.data() + c, count));
+  }
 
   Pack<T> dz(const Pack<T>& dy) const {
-    return dy * x * (s.value * s.complement);
+    return dy * v * (s.value * s.complement);
   }
 };
 
-template <typename T>
+// identity is that of the tail, and not read for attention alone.
+template <typename T, bool kIsTail>
 void pixels_forward(
-    const T* x, T* y, Statistics* stats, const Parameters& parameters, const Shape& shape,
-    double eps) {
+    const T* x, const T* identity, T* y, Statistics* stats, const Parameters& parameters,
+    const Shape& shape) {
   const Chunks chunks(shape);
   const int64_t channels = shape.c, half = channels / 2;
   std::vector<Moments> partial(chunks.count() * channels);
@@ -134,90 +141,119 @@ void pixels_forward(
   chunks.merge(partial, [&](int64_t plane, int64_t, const Moments* of_plane) {
     Moments moments;
     for (int64_t i = 0; i < chunks.per_image; ++i) moments.merge(of_plane[i * channels]);
-    stats[plane] = {moments.mean, moments.rstd(eps)};
+    stats[plane] = moments.statistics();
   });
   chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
     for (int64_t at = offset; at < offset + pixels * channels; at += channels)
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
-        const Gated<T> a(x + at, gates, c, count), b(x + at, gates, half + c, count);
-        store_interleaved<T>(y + at + 2 * c, a.x * a.s.value, b.x * b.s.value, count);
+        const Gated<T, kIsTail> a(x + at, gates, c, count), b(x + at, gates, half + c, count);
+        auto y_a = a.v * a.s.value, y_b = b.v * b.s.value;
+        if constexpr (kIsTail) {
+          const auto [identity_a, identity_b] = load_interleaved<T>(identity + at + 2 * c, count);
+          y_a = relu(y_a + identity_a), y_b = relu(y_b + identity_b);
+        }
+        store_interleaved<T>(y + at + 2 * c, y_a, y_b, count);
       });
   });
 }
 
-template <typename T>
+// dy of both halves of the channels. For the tail, that is where the ReLU's output is positive.
+template <typename T, bool kIsTail>
+std::pair<Pack<T>, Pack<T>> load_gradient(const T* dy, const T* out, int64_t at, int count) {
+  auto gradient = load_interleaved<T>(dy + at, count);
+  if constexpr (kIsTail) {
+    const auto [out_a, out_b] = load_interleaved<T>(out + at, count);
+    gradient.first = relu_gradient(gradient.first, out_a);
+    gradient.second = relu_gradient(gradient.second, out_b);
+  }
+  return gradient;
+}
+
+template <typename T, bool kIsTail>
 void chunk_sums(
-    const T* dy, const T* x, int64_t pixels, int64_t channels, const Gates<T>& gates,
-    PlaneSums* sums) {
+    const T* dy, const T* out, const T* x, T* didentity, int64_t pixels, int64_t channels,
+    const Gates<T>& gates, RawSums* sums) {
   using acc_t = accumulate_t<T>;
-  std::fill_n(sums, channels, PlaneSums{0, 0});
-  std::vector<acc_t> arrays(2 * channels);
-  acc_t *weight = arrays.data(), *bias = weight + channels;
+  std::fill_n(sums, channels, RawSums{0, 0, 0, 0});
+  std::vector<acc_t> arrays(4 * channels);
+  acc_t *dz_deviation = arrays.data(), *dzs = dz_deviation + channels;
+  acc_t *dv_deviation = dzs + channels, *dvs = dv_deviation + channels;
   const int64_t half = channels / 2, block = pixels_per_block(channels);
   for (int64_t first = 0; first < pixels; first += block) {
     const int64_t last = std::min(first + block, pixels);
     std::fill(arrays.begin(), arrays.end(), acc_t(0));
     for (int64_t at = first * channels; at < last * channels; at += channels)
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
-        const auto [dy_a, dy_b] = load_interleaved<T>(dy + at + 2 * c, count);
+        const auto [dy_a, dy_b] = load_gradient<T, kIsTail>(dy, out, at + 2 * c, count);
+        if (didentity) store_interleaved<T>(didentity + at + 2 * c, dy_a, dy_b, count);
         const auto add = [&](int64_t c, const Pack<T>& dy) {
-          const Gated<T> gated(x + at, gates, c, count);
+          const Gated<T, kIsTail> gated(x + at, gates, c, count);
           const auto dz = gated.dz(dy);
-          add_to<T>(weight, c, dz * gated.deviation, count);
-          add_to<T>(bias, c, dz, count);
+          add_to<T>(dz_deviation, c, dz * gated.deviation, count);
+          add_to<T>(dzs, c, dz, count);
+          if constexpr (kIsTail) {
+            const auto dv = dy * gated.s.value;
+            add_to<T>(dv_deviation, c, dv * gated.deviation, count);
+            add_to<T>(dvs, c, dv, count);
+          }
         };
         add(c, dy_a);
         add(half + c, dy_b);
       });
-    for (int64_t c = 0; c < channels; ++c) sums[c].weight += weight[c], sums[c].bias += bias[c];
+    for (int64_t c = 0; c < channels; ++c) {
+      sums[c].dz_deviation += dz_deviation[c], sums[c].dz += dzs[c];
+      sums[c].dv_deviation += dv_deviation[c], sums[c].dv += dvs[c];
+    }
   }
 }
 
-// dx is left alone where it is null.
-template <typename T>
+// out and didentity are those of the tail, null for attention alone. dx is left alone where it is
+// null.
+template <typename T, bool kIsTail>
 void pixels_backward(
-    const T* dy, const T* x, T* dx, const Statistics* stats, PlaneSums* sums,
-    const Parameters& parameters, const Shape& shape) {
+    const T* dy, const T* out, const T* x, T* dx, T* didentity, const Statistics* stats,
+    PlaneSums* sums, const Parameters& parameters, const Shape& shape) {
   using acc_t = accumulate_t<T>;
   const Chunks chunks(shape);
   const int64_t channels = shape.c, half = channels / 2;
-  std::vector<PlaneSums> partial(chunks.count() * channels);
+  std::vector<RawSums> partial(chunks.count() * channels);
   chunks.parallel([&](int64_t chunk, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
-    chunk_sums(dy + offset, x + offset, pixels, channels, gates,
-               partial.data() + chunk * channels);
+    chunk_sums<T, kIsTail>(
+        dy + offset, kIsTail ? out + offset : nullptr, x + offset,
+        didentity ? didentity + offset : nullptr, pixels, channels, gates,
+        partial.data() + chunk * channels);
   });
-  chunks.merge(partial, [&](int64_t plane, int64_t c, const PlaneSums* of_plane) {
-    PlaneSums raw{0, 0};
-    for (int64_t i = 0; i < chunks.per_image; ++i) {
-      raw.weight += of_plane[i * channels].weight;
-      raw.bias += of_plane[i * channels].bias;
-    }
-    sums[plane] = parameters.plane_sums<acc_t>(c, stats[plane], raw.bias, raw.weight);
+  chunks.merge(partial, [&](int64_t plane, int64_t c, const RawSums* of_plane) {
+    RawSums raw{0, 0, 0, 0};
+    for (int64_t i = 0; i < chunks.per_image; ++i) raw += of_plane[i * channels];
+    sums[plane] = parameters.plane_sums<acc_t>(c, stats[plane], raw);
   });
   if (!dx) return;
+  const T* gradient = kIsTail ? didentity : dy;
   chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
     std::vector<acc_t> mean(channels), linear(channels), constant(channels);
     for (int64_t c = 0; c < channels; ++c) {
       const int64_t plane = n * channels + c;
-      const auto gradient =
+      const auto of_plane =
           parameters.input_gradient<acc_t>(c, stats[plane], sums[plane], shape.area);
-      mean[c] = gradient.mean, linear[c] = gradient.linear, constant[c] = gradient.constant;
+      mean[c] = of_plane.mean, linear[c] = of_plane.linear, constant[c] = of_plane.constant;
     }
     for (int64_t at = offset; at < offset + pixels * channels; at += channels)
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
-        const auto [dy_a, dy_b] = load_interleaved<T>(dy + at + 2 * c, count);
+        const auto [dy_a, dy_b] = load_interleaved<T>(gradient + at + 2 * c, count);
         const auto put = [&](int64_t c, const Pack<T>& dy) {
-          const Gated<T> gated(x + at, gates, c, count);
+          const Gated<T, kIsTail> gated(x + at, gates, c, count);
           const auto at_c = [&](const std::vector<acc_t>& array) {
             return Pack<T>::load_acc(array.data() + c, count);
           };
           const auto through_gate =
               gated.dz(dy) - at_c(mean) - at_c(linear) * gated.deviation;
-          fmadd(gated.slope, through_gate, fmadd(dy, gated.s.value, at_c(constant)))
-              .store(dx + at + c, count);
+          auto dv = dy * gated.s.value;
+          if constexpr (kIsTail) dv = dv * at_c(gates.scale);
+          fmadd(gated.slope, through_gate, dv + at_c(constant)).store(dx + at + c, count);
         };
         put(c, dy_a);
         put(half + c, dy_b);
