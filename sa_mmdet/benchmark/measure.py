@@ -15,7 +15,14 @@ Call = Callable[[], object]
 
 def median_times(calls: dict[str, Call], device: torch.device, repeats: int,
                  warmup: int = 3) -> dict[str, float]:
-    """Milliseconds of each call: medians over ``repeats`` rounds in which each has its turn.
+    """Milliseconds of each call: medians over the rounds of ``round_times``."""
+    return {name: statistics.median(times)
+            for name, times in round_times(calls, device, repeats, warmup).items()}
+
+
+def round_times(calls: dict[str, Call], device: torch.device, repeats: int,
+                warmup: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of each call in each of ``repeats`` rounds, in which each has its turn.
 
     Interleaved, whatever else the machine does meets all of them alike; in another order every
     round, none always finds the memory that a certain other one has just freed. On CUDA the time is
@@ -28,7 +35,39 @@ def median_times(calls: dict[str, Call], device: torch.device, repeats: int,
             milliseconds = _time(call, device)
             if turn >= warmup:
                 times[name].append(milliseconds)
-    return {name: statistics.median(of_call) for name, of_call in times.items()}
+    return times
+
+
+def compare(calls: dict[str, Call], device: torch.device, repeats: int,
+            warmup: int = 3) -> list[dict]:
+    """Time and peak memory of each call, and their ratios to those of the first.
+
+    A round's calls ran in the same moments: the ratio of times is taken within each round, and of
+    the rounds' ratios the median, which the machine's other work moves less than the times.
+
+    Returns:
+        For each call a dict: 'name'; 'milliseconds', the median over the rounds, and
+        'round_milliseconds', all of them; 'time_ratio', and 'time_ratio_quartiles', the first and
+        third; 'peak_bytes' and 'memory_ratio'.
+    """
+    times = round_times(calls, device, repeats, warmup)
+    peaks = {name: peak_memory(call, device) for name, call in calls.items()}
+    base = next(iter(calls))
+    rows = []
+    for name in calls:
+        ratios = [time / of_base for time, of_base in zip(times[name], times[base], strict=True)]
+        rows.append(dict(
+            name=name, milliseconds=statistics.median(times[name]), round_milliseconds=times[name],
+            time_ratio=statistics.median(ratios), time_ratio_quartiles=_quartiles(ratios),
+            peak_bytes=peaks[name], memory_ratio=peaks[name] / peaks[base]))
+    return rows
+
+
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = statistics.quantiles(values, n=4, method='inclusive')
+    return first, third
 
 
 def _time(call: Call, device: torch.device) -> float:
@@ -74,7 +113,14 @@ def describe_machine(device: torch.device) -> dict:
         device=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
         capability=None if cuda else torch.backends.cpu.get_cpu_capability(),
+        tf32=_tf32() if cuda else None,
         versions=versions() | ({'cuda': torch.version.cuda} if cuda else {}))
+
+
+def _tf32() -> dict[str, bool]:
+    """What computes float32 with 10 bits of mantissa."""
+    return dict(convolutions=torch.backends.cudnn.allow_tf32,
+                matrix_products=torch.backends.cuda.matmul.allow_tf32)
 
 
 def _cpu_name() -> str:

@@ -1,32 +1,15 @@
 import json
-import runpy
-import sys
-from pathlib import Path
 
 import cv2
 import pytest
 import torch
 
-from sa_mmdet.benchmark.measure import median_times, peak_memory
+from sa_mmdet.benchmark import measure
+from sa_mmdet.benchmark.measure import compare, median_times, peak_memory
 from sa_mmdet.benchmark.operator import OperatorCase, measure_operator
 
-TOOL = Path(__file__).parents[2] / 'tools/benchmark.py'
 CPU = torch.device('cpu')
 MEGABYTE = 2**20
-
-
-@pytest.fixture
-def run_tool(monkeypatch, capsys):
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])
-        code = 0
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        except SystemExit as exit_:
-            code = exit_.code
-        output = capsys.readouterr()
-        return code, f'{output.out}{output.err}{code}'
-    return run
 
 
 def test_peak_memory_counts_what_is_held_at_one_time():
@@ -49,6 +32,20 @@ def test_median_times_are_of_the_calls():
     assert all(0 < time < 100 for time in times.values())
     assert called.count('a') == called.count('b') == 7
     assert ''.join(called) != 'ab' * 7
+
+
+def test_ratios_are_taken_within_each_round(monkeypatch):
+    times = {'slow': [10., 20., 40., 10.], 'fast': [5., 10., 30., 10.]}
+    monkeypatch.setattr(measure, 'round_times', lambda *_: times)
+    monkeypatch.setattr(measure, 'peak_memory', lambda call, _: call)
+    slow, fast = compare({'slow': 100, 'fast': 50}, CPU, repeats=4)
+    assert slow['milliseconds'] == 15
+    assert (slow['time_ratio'], slow['time_ratio_quartiles']) == (1, (1, 1))
+    assert fast['milliseconds'] == 10
+    assert fast['time_ratio'] == 0.625  # of 0.5, 0.5, 0.75 and 1
+    assert fast['time_ratio_quartiles'] == (0.5, 0.8125)
+    assert fast['round_milliseconds'] == times['fast']
+    assert (fast['peak_bytes'], fast['memory_ratio']) == (50, 0.5)
 
 
 def test_sum_is_over_the_16_blocks():
