@@ -2,55 +2,87 @@
 """Measure what shuffle attention costs, beside what it is compared with, in one run."""
 import argparse
 import json
+import logging
 import shlex
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from mmengine.logging import MMLogger
 from rich.console import Console
+from rich.table import Table
 
+from sa_mmdet.benchmark.backbone import BackboneCase, measure_backbone
+from sa_mmdet.benchmark.contestants import NetworkCase
 from sa_mmdet.benchmark.measure import describe_machine
 from sa_mmdet.benchmark.operator import BACKWARD, FLOORS, FORWARD, OperatorCase, measure_operator
-from sa_mmdet.benchmark.report import operator_plot, operator_table
+from sa_mmdet.benchmark.report import (
+    comparison_lines,
+    comparison_plot,
+    comparison_table,
+    operator_plot,
+    operator_table,
+)
 from sa_mmdet.files import write_atomically
 from sa_mmdet.ops import implementations
 from sa_mmdet.ops.shuffle_attention.implementations import choose
 
-DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
+NETWORK_DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest='command', required=True)
     op = commands.add_parser(
-        'op', help="the operator on the shapes of ResNet-50's stages, beside the formula, "
+        'op', parents=[common_options(batch=1)],
+        help="the operator on the shapes of ResNet-50's stages, beside the formula, "
         'torch.compile of the formula, and as floors clone and clone + add')
-    op.add_argument('--batch', type=positive, default=1, help='images')
-    op.add_argument('--size', type=positive, nargs=2, default=(800, 1344),
-                    metavar=('HEIGHT', 'WIDTH'), help='of the images, multiples of 32')
-    op.add_argument('--dtype', choices=DTYPES, default='float32')
-    op.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    op.add_argument('--channels-last', action='store_true')
+    op.add_argument('--dtype', choices=(*NETWORK_DTYPES, 'float64'), default='float32')
     op.add_argument('--implementation', choices=list(implementations()),
                     help="of the operator; the device's by default")
     op.add_argument('--no-compile', dest='compiled', action='store_false',
                     help='leave out torch.compile of the formula')
-    op.add_argument('--repeats', type=positive, default=15,
-                    help='rounds of which the median counts')
-    op.add_argument('--threads', type=positive, help="on the CPU; PyTorch's choice by default")
-    op.add_argument('--out', type=Path, metavar='FILE',
-                    help='write FILE.json, and a plot into FILE.png')
+    op.set_defaults(run=benchmark_operator)
+    backbone = commands.add_parser(
+        'backbone', parents=[common_options(batch=1), network_options()],
+        help='SAResNet beside plain ResNet and ResNet with the formula, in inference and training')
+    backbone.add_argument('--depth', type=int, choices=(50, 101, 152), default=50)
+    backbone.set_defaults(run=benchmark_backbone)
     args = parser.parse_args()
-    if any(side % 32 for side in args.size):
-        parser.error(f'--size must be multiples of 32, got {args.size[0]} {args.size[1]}')
-    try:
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f'--device {args.device}: {str(error).splitlines()[0]}')
-    if args.out and not args.out.absolute().parent.is_dir():
-        parser.error(f'--out: the folder {args.out.absolute().parent} does not exist')
+    check(args, parser)
     return args
+
+
+def common_options(batch: int) -> argparse.ArgumentParser:
+    """The options of every command; ``batch`` is the default of --batch."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument('--batch', type=positive, default=batch,
+                         help=f'images; {batch} by default')
+    options.add_argument('--size', type=positive, nargs=2, default=(800, 1344),
+                         metavar=('HEIGHT', 'WIDTH'), help='of the images, multiples of 32')
+    options.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    options.add_argument('--channels-last', action='store_true')
+    options.add_argument('--repeats', type=positive, default=15,
+                         help='rounds of which the median counts')
+    options.add_argument('--threads', type=positive,
+                         help="on the CPU; PyTorch's choice by default")
+    options.add_argument('--out', type=Path, metavar='FILE',
+                         help='write FILE.json, and a plot into FILE.png')
+    return options
+
+
+def network_options() -> argparse.ArgumentParser:
+    """The options of the commands that run networks."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument('--dtype', choices=NETWORK_DTYPES, default='float32',
+                         help='of 16 bits: automatic mixed precision')
+    options.add_argument('--tf32', action=argparse.BooleanOptionalAction,
+                         help='on CUDA in float32: TF32 in convolutions and matrix products, or in '
+                         "neither; PyTorch's choice by default")
+    options.add_argument('--formula', action=argparse.BooleanOptionalAction, default=True,
+                         help='measure ResNet with the formula too, which is slow')
+    return options
 
 
 def positive(text: str) -> int:
@@ -60,43 +92,115 @@ def positive(text: str) -> int:
     return value
 
 
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with a message where the options do not fit, or fit nothing here."""
+    if any(side % 32 for side in args.size):
+        parser.error(f'--size must be multiples of 32, got {args.size[0]} {args.size[1]}')
+    try:
+        args.device = torch.device(args.device)
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f'--device {args.device}: {first_line(error)}')
+    if args.command != 'op' and args.tf32 is not None and (
+            args.device.type != 'cuda' or args.dtype != 'float32'):
+        parser.error('--tf32 and --no-tf32 are for float32 on CUDA')
+    if args.out and not args.out.absolute().parent.is_dir():
+        parser.error(f'--out: the folder {args.out.absolute().parent} does not exist')
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def benchmark_operator(args: argparse.Namespace) -> None:
-    """Measure, print, and write what was asked for."""
+    """Measure the operator, print, and write what was asked for."""
     case = OperatorCase(
         batch=args.batch, height=args.size[0], width=args.size[1],
         dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
         implementation=args.implementation, compiled=args.compiled, repeats=args.repeats)
-    machine = describe_machine(args.device)
-    try:
-        implementation = choose(torch.empty(0, dtype=case.dtype, device=case.device),
-                                case.implementation)
-        rows = list(measure_operator(case))
-    except RuntimeError as error:
-        sys.exit(f'error: {error}')
-    title = (f'shuffle attention by {implementation!r}, batch {args.batch}, '
-             f'{args.size[0]}×{args.size[1]}, {args.dtype}'
-             f'{", channels_last" if args.channels_last else ""}: {machine["device"]}'
-             + (f', {machine["threads"]} threads' if machine['threads'] else ''))
-    print(title)
-    Console(width=None if sys.stdout.isatty() else 110).print(operator_table(rows))
+    title = describe(args, f'shuffle attention by {implementation_name(args, case)!r}')
+    rows = measure(args, measure_operator(case), title, operator_table)
     total = {(row['pass'], row['name']): row['milliseconds'] for row in rows
              if row['stage'] == 'ResNet-50'}
     for pass_ in (FORWARD, BACKWARD):
         operator, floor = total[pass_, 'operator'], FLOORS[pass_]
         print(f'{pass_}: operator / ({floor}) = {operator / total[pass_, floor]:.2f}, '
               f'formula / operator = {total[pass_, "formula"] / operator:.2f}')
+    write(args, title, rows, operator_plot)
+
+
+def benchmark_backbone(args: argparse.Namespace) -> None:
+    """Measure the backbones, print, and write what was asked for."""
+    case = network_case(args, BackboneCase, depth=args.depth)
+    report_networks(args, case, measure_backbone(case), f'ResNet-{args.depth}')
+
+
+def network_case(args: argparse.Namespace, kind: type[NetworkCase], **options) -> NetworkCase:
+    return kind(
+        batch=args.batch, height=args.size[0], width=args.size[1],
+        dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
+        formula=args.formula, repeats=args.repeats, **options)
+
+
+def report_networks(args: argparse.Namespace, case: NetworkCase, rows: Iterator[dict],
+                    subject: str) -> None:
+    """Measure networks, print, and write what was asked for."""
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # how each parameter starts is noise
+    implementation = implementation_name(args, case)
+    title = describe(args, f'{subject}, shuffle attention by {implementation!r}')
+    rows = measure(args, rows, title, comparison_table)
+    print(*comparison_lines(rows), sep='\n')
+    write(args, title, rows, comparison_plot)
+
+
+def implementation_name(args: argparse.Namespace, case: OperatorCase | NetworkCase) -> str:
+    """The implementation of the operator that computes the case."""
+    try:
+        return choose(torch.empty(0, dtype=case.dtype, device=case.device),
+                      getattr(args, 'implementation', None))
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f'error: {error}')
+
+
+def describe(args: argparse.Namespace, subject: str) -> str:
+    """The title of a measurement."""
+    machine = describe_machine(args.device)
+    tf32 = {True: ', TF32', False: ', no TF32'}.get(getattr(args, 'tf32', None), '')
+    return (f'{subject}, batch {args.batch}, {args.size[0]}×{args.size[1]}, {args.dtype}{tf32}'
+            f'{", channels_last" if args.channels_last else ""}: {machine["device"]}'
+            + (f', {machine["threads"]} threads' if machine['threads'] else ''))
+
+
+def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
+            table: Callable[[list[dict]], Table]) -> list[dict]:
+    """Measure, and print the title and the table; the rows."""
+    print(title, flush=True)
+    try:
+        rows = list(rows)
+    except (RuntimeError, ValueError) as error:  # out of memory, a type that a layer lacks, ...
+        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {first_line(error)}')
+    Console(width=None if sys.stdout.isatty() else 110).print(table(rows))
+    return rows
+
+
+def write(args: argparse.Namespace, title: str, rows: list[dict],
+          plot: Callable[[list[dict], str], bytes]) -> None:
+    """Write the rows and the plot if asked for."""
     if args.out:
         command = shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]])
-        content = dict(command=command, title=title, machine=machine, rows=rows)
+        content = dict(command=command, title=title, machine=describe_machine(args.device),
+                       rows=rows)
         write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1))
-        write_atomically(args.out.with_suffix('.png'), operator_plot(rows, title))
+        write_atomically(args.out.with_suffix('.png'), plot(rows, title))
 
 
 def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    benchmark_operator(args)
+    if args.command != 'op' and args.tf32 is not None:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+    args.run(args)
 
 
 if __name__ == '__main__':

@@ -1,12 +1,15 @@
-"""Measurements of the operator as a table and as a plot."""
+"""Measurements as tables and as plots."""
 import io
+import textwrap
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from .operator import BACKWARD, FLOORS, FORWARD
 
-COLOURS = {'operator': '#D55E00', 'formula': '#999999', 'compiled formula': '#56B4E9'}
+FUSED, GREY, BLUE = '#D55E00', '#999999', '#56B4E9'
+COLOURS = {'operator': FUSED, 'formula': GREY, 'compiled formula': BLUE}
 
 
 def operator_table(rows: list[dict]) -> Table:
@@ -44,14 +47,10 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
         bandwidth = {(row['stage'], row['name']): row['bytes'] / row['milliseconds'] / 1e6
                      for row in of_pass}
         for i, name in enumerate(names):
-            places = [position + (i + 0.5) * 0.8 / len(names) - 0.4
-                      for position in range(len(stages))]
+            places = _places(len(stages), i, len(names))
             bars = axes.bar(places, [bandwidth[stage, name] for stage in stages],
                             width=0.8 / len(names), color=COLOURS[name], label=name)
-            for bar in bars:
-                axes.annotate(f'{bar.get_height():.1f}', (bar.get_x() + bar.get_width() / 2, 0),
-                              xytext=(0, 2), textcoords='offset points', ha='center',
-                              fontsize='small')
+            _annotate(axes, bars, '.1f')
         for position, stage in enumerate(stages):
             axes.plot([position - 0.45, position + 0.45], [bandwidth[stage, FLOORS[pass_]]] * 2,
                       color='black', label=FLOORS[pass_] if position == 0 else None)
@@ -59,12 +58,89 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
             stage if stage == stages[-1] else f'stage {stage}' for stage in stages])
         axes.set_title(pass_)
         axes.set_ylabel('GB/s')
-        axes.grid(axis='y', alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.spines[['top', 'right']].set_visible(False)
+        _finish(axes)
         axes.legend(frameon=False, fontsize='small', loc='upper center',
                     bbox_to_anchor=(0.5, -0.08), ncols=4)
-    figure.suptitle(title, fontsize='medium')
+    return _png(figure, title)
+
+
+def comparison_table(rows: list[dict]) -> Table:
+    """Time and memory of each contestant, and their ratios to the baseline's, pass by pass."""
+    table = Table()
+    base = rows[0]['name']
+    for name in ('pass', '', 'ms', f'× {base}', 'quartiles', 'peak MB', f'× {base}'):
+        table.add_column(name, justify='left' if name in ('pass', '') else 'right')
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        is_base = row['name'] == base
+        table.add_row(
+            row['pass'], row['name'], f'{row["milliseconds"]:.1f}', f'{row["time_ratio"]:.3f}',
+            '' if is_base else ' – '.join(f'{ratio:.3f}' for ratio in row['time_ratio_quartiles']),
+            f'{row["peak_bytes"] / 1e6:.1f}', f'{row["memory_ratio"]:.3f}',
+            end_section=following is None or following['pass'] != row['pass'])
+    return table
+
+
+def comparison_lines(rows: list[dict]) -> list[str]:
+    """The ratios of each pass and contestant to the baseline in a sentence."""
+    base = rows[0]['name']
+    return [f'{row["pass"]}: {row["name"]} / {base} = {row["time_ratio"]:.2f} in time '
+            f'(half of the rounds {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '
+            f'{row["memory_ratio"]:.2f} in peak memory'
+            for row in rows if row['name'] != base]
+
+
+def comparison_plot(rows: list[dict], title: str) -> bytes:
+    """Ratios of time and of peak memory to the baseline's, which is the line at 1, as a PNG.
+
+    The whiskers span the quartiles of the rounds' ratios.
+    """
+    base = rows[0]['name']
+    passes = list(dict.fromkeys(row['pass'] for row in rows))
+    names = [name for name in dict.fromkeys(row['name'] for row in rows) if name != base]
+    figure = Figure(figsize=(9, 4.5), layout='constrained')
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, (key, what) in zip(both, (('time_ratio', 'time'), ('memory_ratio', 'peak memory')),
+                                 strict=True):
+        for i, name in enumerate(names):
+            of_name = {row['pass']: row for row in rows if row['name'] == name}
+            places = _places(len(passes), i, len(names))
+            bars = axes.bar(places, [of_name[pass_][key] for pass_ in passes],
+                            width=0.8 / len(names), color=(FUSED, GREY, BLUE)[i], label=name)
+            _annotate(axes, bars, '.2f')
+            if key == 'time_ratio':
+                quartiles = [of_name[pass_]['time_ratio_quartiles'] for pass_ in passes]
+                axes.vlines(places, *zip(*quartiles, strict=True), color='black', linewidth=1)
+        axes.axhline(1, color='black', label=base)
+        axes.margins(x=0.15, y=0.08)
+        axes.set_xticks(range(len(passes)), passes)
+        axes.set_title(what)
+        _finish(axes)
+    both[0].set_ylabel(f"multiple of {base}'s")
+    figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize='small',
+                  loc='outside lower center', ncols=4)
+    return _png(figure, title)
+
+
+def _places(groups: int, i: int, bars: int) -> list[float]:
+    """Where the ``i``-th of the bars of each group stands."""
+    return [group + (i + 0.5) * 0.8 / bars - 0.4 for group in range(groups)]
+
+
+def _annotate(axes: Axes, bars, format_: str) -> None:
+    """Write each bar's height at its foot."""
+    for bar in bars:
+        axes.annotate(f'{bar.get_height():{format_}}', (bar.get_x() + bar.get_width() / 2, 0),
+                      xytext=(0, 2), textcoords='offset points', ha='center', fontsize='small')
+
+
+def _finish(axes: Axes) -> None:
+    axes.grid(axis='y', alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[['top', 'right']].set_visible(False)
+
+
+def _png(figure: Figure, title: str) -> bytes:
+    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize='medium')
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format='png')
     return png.getvalue()
