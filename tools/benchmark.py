@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
@@ -24,11 +25,13 @@ from sa_mmdet.benchmark.report import (
     operator_plot,
     operator_table,
 )
+from sa_mmdet.benchmark.train import TrainCase, check_config, measure_training
 from sa_mmdet.files import write_atomically
 from sa_mmdet.ops import implementations
 from sa_mmdet.ops.shuffle_attention.implementations import choose
 
 NETWORK_DTYPES = ('float32', 'bfloat16', 'float16')
+CONFIG = Path(__file__).parents[1] / 'configs/mask_rcnn/mask-rcnn_sa-r50_fpn_1x_coco.py'
 
 
 def parse_args() -> argparse.Namespace:
@@ -49,6 +52,13 @@ def parse_args() -> argparse.Namespace:
         help='SAResNet beside plain ResNet and ResNet with the formula, in inference and training')
     backbone.add_argument('--depth', type=int, choices=(50, 101, 152), default=50)
     backbone.set_defaults(run=benchmark_backbone)
+    train = commands.add_parser(
+        'train', parents=[common_options(batch=2), network_options()],
+        help='the training step of a whole detector, with the same backbones')
+    train.add_argument('config', nargs='?', type=Path, default=CONFIG,
+                       help=f'of a detector with SAResNet or AttentionResNet; {CONFIG.stem} '
+                       'by default')
+    train.set_defaults(run=benchmark_training)
     args = parser.parse_args()
     check(args, parser)
     return args
@@ -135,11 +145,32 @@ def benchmark_backbone(args: argparse.Namespace) -> None:
     report_networks(args, case, measure_backbone(case), f'ResNet-{args.depth}')
 
 
+def benchmark_training(args: argparse.Namespace) -> None:
+    """Measure a detector's training step, print, and write what was asked for."""
+    case = network_case(args, TrainCase, config=read_config(args.config))
+    report_networks(args, case, measure_training(case), args.config.stem)
+
+
 def network_case(args: argparse.Namespace, kind: type[NetworkCase], **options) -> NetworkCase:
     return kind(
         batch=args.batch, height=args.size[0], width=args.size[1],
         dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
         formula=args.formula, repeats=args.repeats, **options)
+
+
+def read_config(path: Path) -> Config:
+    """The config of a detector to compare; ends with a message where it is none."""
+    if not path.is_file():
+        sys.exit(f'error: config {path} does not exist')
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is a program: whatever that raises
+        sys.exit(f'error: config {path} cannot be read: {first_line(error)}')
+    try:
+        check_config(config)
+    except ValueError as error:
+        sys.exit(f'error: config {path}: {error}')
+    return config
 
 
 def report_networks(args: argparse.Namespace, case: NetworkCase, rows: Iterator[dict],
