@@ -36,7 +36,7 @@ def check_config(config: Config) -> None:
         if not isinstance(config.get(key), dict):
             raise ValueError(f'it has no {key}: give the config of a detector')
     backbone = config.model.get('backbone')
-    contestants(backbone if isinstance(backbone, dict) else dict(type=backbone))
+    contestants(backbone if isinstance(backbone, dict) else {})
 
 
 def build_detectors(case: TrainCase) -> dict[str, nn.Module]:

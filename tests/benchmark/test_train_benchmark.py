@@ -139,6 +139,8 @@ def test_train_tool(run_tool, tmp_path):
     ('a = 1', 'it has no model: give the config of a detector'),
     ("model = dict(type='RetinaNet')\noptim_wrapper = dict()",
      'the backbone must be SAResNet or AttentionResNet, got None'),
+    ("model = dict(backbone='SAResNet')\noptim_wrapper = dict()",
+     'the backbone must be SAResNet or AttentionResNet, got None'),
     ("model = dict(backbone=dict(type='ResNet', depth=50))\noptim_wrapper = dict()",
      'the backbone must be SAResNet or AttentionResNet, got ResNet'),
     ("model = dict(backbone=dict(type='SAResNet', depth=50))",
