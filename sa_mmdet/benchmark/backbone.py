@@ -1,12 +1,22 @@
 """SA-ResNet beside plain ResNet: inference, and a training step without the rest of a detector."""
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from mmcv.cnn import fuse_conv_bn
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .contestants import BASELINE, NetworkCase, contestants, initialise, settle, share_weights
+from .contestants import (
+    BASELINE,
+    FOLDED,
+    NetworkCase,
+    contestants,
+    initialise,
+    settle,
+    share_weights,
+)
 from .measure import compare
 
 INFERENCE, TRAINING = 'inference', 'training'
@@ -36,7 +46,8 @@ def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
 def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     """Measure inference, then training, of all contestants in turn.
 
-    'inference' is the forward pass in evaluation mode under ``no_grad``. 'training' is forward and
+    'inference' is the forward pass in evaluation mode under ``no_grad``; there also competes the
+    baseline with its batch norms folded into its convolutions by mmcv. 'training' is forward and
     backward in training mode, with the stem and the first stage frozen and norms in evaluation
     mode: from the same gradients of the outputs to fresh gradients of all parameters that train.
 
@@ -48,7 +59,9 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     x = _random((case.batch, 3, case.height, case.width), generator, case)
     for network in networks.values():
         network.eval()
-    forwards = {name: _inference(network, x, case) for name, network in networks.items()}
+    folded = {FOLDED: fuse_conv_bn(copy.deepcopy(networks[BASELINE]))}
+    forwards = {name: _inference(network, x, case)
+                for name, network in (networks | folded).items()}
     for row in compare(forwards, case.device, case.repeats):
         yield {'pass': INFERENCE, **row}
 

@@ -11,6 +11,7 @@ from ..models import AttentionResNet, ShuffleAttention
 
 BASELINE = 'ResNet'
 FORMULA = 'ResNet + formula'
+FOLDED = 'ResNet + fuse_conv_bn'
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,16 @@
 """Measurements as tables and as plots."""
 import io
-import textwrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from .contestants import FOLDED, FORMULA
 from .operator import BACKWARD, FLOORS, FORWARD
 
 FUSED, GREY, BLUE = '#D55E00', '#999999', '#56B4E9'
 COLOURS = {'operator': FUSED, 'formula': GREY, 'compiled formula': BLUE}
+NETWORK_COLOURS = {FORMULA: GREY, FOLDED: BLUE}
 
 
 def operator_table(rows: list[dict]) -> Table:
@@ -47,9 +48,10 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
         bandwidth = {(row['stage'], row['name']): row['bytes'] / row['milliseconds'] / 1e6
                      for row in of_pass}
         for i, name in enumerate(names):
-            places = _places(len(stages), i, len(names))
-            bars = axes.bar(places, [bandwidth[stage, name] for stage in stages],
-                            width=0.8 / len(names), color=COLOURS[name], label=name)
+            width = 0.8 / len(names)
+            places = [position + _offset(i, len(names), width) for position in range(len(stages))]
+            bars = axes.bar(places, [bandwidth[stage, name] for stage in stages], width,
+                            color=COLOURS[name], label=name)
             _annotate(axes, bars, '.1f')
         for position, stage in enumerate(stages):
             axes.plot([position - 0.45, position + 0.45], [bandwidth[stage, FLOORS[pass_]]] * 2,
@@ -96,19 +98,23 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
     """
     base = rows[0]['name']
     passes = list(dict.fromkeys(row['pass'] for row in rows))
-    names = [name for name in dict.fromkeys(row['name'] for row in rows) if name != base]
+    names = list(dict.fromkeys(row['name'] for row in rows if row['name'] != base))
+    of_pass = {pass_: [row['name'] for row in rows if row['pass'] == pass_][1:] for pass_ in passes}
+    width = 0.8 / len(names)
     figure = Figure(figsize=(9, 4.5), layout='constrained')
     both = figure.subplots(1, 2, sharey=True)
     for axes, (key, what) in zip(both, (('time_ratio', 'time'), ('memory_ratio', 'peak memory')),
                                  strict=True):
-        for i, name in enumerate(names):
-            of_name = {row['pass']: row for row in rows if row['name'] == name}
-            places = _places(len(passes), i, len(names))
-            bars = axes.bar(places, [of_name[pass_][key] for pass_ in passes],
-                            width=0.8 / len(names), color=(FUSED, GREY, BLUE)[i], label=name)
+        for name in names:
+            of_name = [row for row in rows if row['name'] == name]
+            places = [passes.index(row['pass']) + _offset(
+                of_pass[row['pass']].index(name), len(of_pass[row['pass']]), width)
+                for row in of_name]
+            bars = axes.bar(places, [row[key] for row in of_name], width,
+                            color=NETWORK_COLOURS.get(name, FUSED), label=name)
             _annotate(axes, bars, '.2f')
             if key == 'time_ratio':
-                quartiles = [of_name[pass_]['time_ratio_quartiles'] for pass_ in passes]
+                quartiles = [row['time_ratio_quartiles'] for row in of_name]
                 axes.vlines(places, *zip(*quartiles, strict=True), color='black', linewidth=1)
         axes.axhline(1, color='black', label=base)
         axes.margins(x=0.15, y=0.08)
@@ -118,12 +124,12 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
     both[0].set_ylabel(f"multiple of {base}'s")
     figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize='small',
                   loc='outside lower center', ncols=4)
-    return _png(figure, title)
+    return _png(figure, title.replace(': ', ':\n'))
 
 
-def _places(groups: int, i: int, bars: int) -> list[float]:
-    """Where the ``i``-th of the bars of each group stands."""
-    return [group + (i + 0.5) * 0.8 / bars - 0.4 for group in range(groups)]
+def _offset(i: int, bars: int, width: float) -> float:
+    """How far right of its group's middle the ``i``-th bar stands."""
+    return (i + 0.5 - bars / 2) * width
 
 
 def _annotate(axes: Axes, bars, format_: str) -> None:
@@ -140,7 +146,7 @@ def _finish(axes: Axes) -> None:
 
 
 def _png(figure: Figure, title: str) -> bytes:
-    figure.suptitle(textwrap.fill(title, int(11 * figure.get_figwidth())), fontsize='medium')
+    figure.suptitle(title, fontsize='medium')
     png = io.BytesIO()
     figure.savefig(png, dpi=120, format='png')
     return png.getvalue()

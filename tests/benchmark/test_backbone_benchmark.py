@@ -9,12 +9,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from networks import assert_same_outputs, image
 from sa_mmdet.benchmark import backbone as benchmark
 from sa_mmdet.benchmark.backbone import BackboneCase, build_backbones, measure_backbone
-from sa_mmdet.benchmark.contestants import ShuffleAttentionFormula, contestants
+from sa_mmdet.benchmark.contestants import FOLDED, ShuffleAttentionFormula, contestants
 from sa_mmdet.models import AttentionLayer, SAResNet, ShuffleAttention
 from sa_mmdet.ops import implementations
 
 NAMES = ['ResNet', 'SAResNet', 'ResNet + formula']
 SMALL = dict(height=64, width=64, repeats=1)
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators.add(function.name())
+        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope='module')
@@ -82,17 +94,11 @@ def test_the_formula_is_that_of_the_fused_attention():
 
 
 def test_the_formula_is_computed_by_pytorch_alone(networks):
-    class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            namespaces.add(function.namespace)
-            return function(*args, **(kwargs or {}))
-
     used = {}
     for name in NAMES:
-        namespaces = set()
-        with Recorder():
+        with Recorder() as recorder:
             outputs(networks[name])
-        used[name] = 'sa_mmdet' in namespaces
+        used[name] = any(operator.startswith('sa_mmdet::') for operator in recorder.operators)
     fused = implementations()['cpu'] is None
     assert used == {'ResNet': False, 'SAResNet': fused, 'ResNet + formula': False}
 
@@ -108,7 +114,8 @@ def test_features_keep_their_magnitude():
 def test_all_run_alike(monkeypatch, dtype, channels_last):
     case = BackboneCase(dtype=dtype, channels_last=channels_last, **SMALL)
     inference, training = calls_of(monkeypatch, case)
-    assert list(inference) == list(training) == NAMES
+    assert list(inference) == [*NAMES, FOLDED]
+    assert list(training) == NAMES
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for name, call in inference.items():
         features = call()
@@ -125,6 +132,14 @@ def test_all_run_alike(monkeypatch, dtype, channels_last):
     assert all(gradient.any() for gradient in training['ResNet']())
     attention = 13 * 6  # of the blocks that train
     assert counts == [counts[0], counts[0] + attention, counts[0] + attention]
+
+
+def test_folded_norms_are_gone_and_their_function_is_not(monkeypatch):
+    inference, _ = calls_of(monkeypatch, BackboneCase(formula=False, **SMALL))
+    with Recorder() as recorder:
+        folded = inference[FOLDED]()
+    assert not any('batch_norm' in operator for operator in recorder.operators)
+    assert_same_outputs(folded, inference['ResNet'](), rtol=1e-3, atol=1e-4)
 
 
 def test_options_of_the_given_backbone_stay():
@@ -160,7 +175,8 @@ def test_backbone_tool(run_tool, tmp_path):
     content = json.loads(out.with_suffix('.json').read_text())
     assert content['command'].startswith('python tools/benchmark.py backbone --size 64 64')
     assert [(row['pass'], row['name']) for row in content['rows']] == [
-        (pass_, name) for pass_ in ('inference', 'training') for name in NAMES]
+        *(('inference', name) for name in [*NAMES, FOLDED]),
+        *(('training', name) for name in NAMES)]
     for row in content['rows']:
         assert len(row['round_milliseconds']) == 2
         assert row['peak_bytes'] > 0
