@@ -75,11 +75,20 @@ class ShuffleAttention(AttentionLayer):
             self.spatial_conv = nn.Conv2d(p, p, 1)
         self.gn = nn.GroupNorm(p, p, eps) if gn else None
 
+    @property
+    def is_ablated(self) -> bool:
+        """Whether a part is left out or replaced, as in the paper's Table 1."""
+        return self.fc != 'affine' or self.gn is None or not self.shuffle
+
+    @property
+    def operands(self) -> tuple[Tensor, ...]:
+        """The parameters in the order in which the operators take them, unless ``is_ablated``."""
+        return (self.cweight, self.cbias, self.sweight, self.sbias, self.gn.weight, self.gn.bias)
+
     def attend(self, x: Tensor) -> Tensor:
-        if self.fc == 'affine' and self.gn is not None and self.shuffle:
-            return shuffle_attention(x, self.cweight, self.cbias, self.sweight, self.sbias,
-                                     self.gn.weight, self.gn.bias, self.groups, self.eps)
-        return self._attend_ablated(x)
+        if self.is_ablated:
+            return self._attend_ablated(x)
+        return shuffle_attention(x, *self.operands, self.groups, self.eps)
 
     def _attend_ablated(self, x: Tensor) -> Tensor:
         fc = (None, ) * 4

@@ -4,6 +4,7 @@ from mmdet.registry import MODELS
 
 from ...checkpoint import TORCHVISION_MISSING, convert_on_load
 from ..attention import AttentionLayer
+from .attention_bottleneck import AttentionBottleneck
 
 
 def _find_layer(name: str) -> type:
@@ -71,6 +72,10 @@ class AttentionResNet(ResNet):
         plugin = dict(cfg=dict(attention, type=layer), position='after_conv3')
         super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
         self.convert_weights = convert_weights
+
+    def make_res_layer(self, **kwargs):
+        """Build a stage of ``AttentionBottleneck`` where ``mmdet.ResNet`` asks for its own."""
+        return super().make_res_layer(**{**kwargs, 'block': AttentionBottleneck})
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.convert_weights:
