@@ -46,8 +46,8 @@ def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
 def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     """Measure inference, then training, of all contestants in turn.
 
-    'inference' is the forward pass in evaluation mode under ``no_grad``; there also competes the
-    baseline with its batch norms folded into its convolutions by mmcv. 'training' is forward and
+    'inference' is the forward pass in evaluation mode under ``no_grad``; there also compete the
+    networks whose batch norms mmcv has folded into their convolutions. 'training' is forward and
     backward in training mode, with the stem and the first stage frozen and norms in evaluation
     mode: from the same gradients of the outputs to fresh gradients of all parameters that train.
 
@@ -59,7 +59,8 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     x = _random((case.batch, 3, case.height, case.width), generator, case)
     for network in networks.values():
         network.eval()
-    folded = {FOLDED: fuse_conv_bn(copy.deepcopy(networks[BASELINE]))}
+    folded = {name: fuse_conv_bn(copy.deepcopy(networks[unfolded]))
+              for unfolded, name in FOLDED.items()}
     forwards = {name: _inference(network, x, case)
                 for name, network in (networks | folded).items()}
     for row in compare(forwards, case.device, case.repeats):

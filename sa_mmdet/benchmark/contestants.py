@@ -11,7 +11,8 @@ from ..models import AttentionResNet, ShuffleAttention
 
 BASELINE = 'ResNet'
 FORMULA = 'ResNet + formula'
-FOLDED = 'ResNet + fuse_conv_bn'
+ATTENTION = 'SAResNet'
+FOLDED = {name: f'{name} + fuse_conv_bn' for name in (BASELINE, ATTENTION)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from .contestants import FOLDED, FORMULA
+from .contestants import ATTENTION, BASELINE, FOLDED, FORMULA
 from .operator import BACKWARD, FLOORS, FORWARD
 
-FUSED, GREY, BLUE = '#D55E00', '#999999', '#56B4E9'
+FUSED, GREY, BLUE, YELLOW = '#D55E00', '#999999', '#56B4E9', '#E69F00'
 COLOURS = {'operator': FUSED, 'formula': GREY, 'compiled formula': BLUE}
-NETWORK_COLOURS = {FORMULA: GREY, FOLDED: BLUE}
+NETWORK_COLOURS = {FORMULA: GREY, FOLDED[BASELINE]: BLUE, FOLDED[ATTENTION]: YELLOW}
 
 
 def operator_table(rows: list[dict]) -> Table:

@@ -9,7 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from networks import assert_same_outputs, image
 from sa_mmdet.benchmark import backbone as benchmark
 from sa_mmdet.benchmark.backbone import BackboneCase, build_backbones, measure_backbone
-from sa_mmdet.benchmark.contestants import FOLDED, ShuffleAttentionFormula, contestants
+from sa_mmdet.benchmark.contestants import (
+    FOLDED,
+    FORMULA,
+    ShuffleAttentionFormula,
+    contestants,
+)
 from sa_mmdet.models import AttentionLayer, SAResNet, ShuffleAttention
 from sa_mmdet.ops import implementations
 
@@ -114,14 +119,15 @@ def test_features_keep_their_magnitude():
 def test_all_run_alike(monkeypatch, dtype, channels_last):
     case = BackboneCase(dtype=dtype, channels_last=channels_last, **SMALL)
     inference, training = calls_of(monkeypatch, case)
-    assert list(inference) == [*NAMES, FOLDED]
+    assert list(inference) == [*NAMES, *FOLDED.values()]
     assert list(training) == NAMES
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for name, call in inference.items():
         features = call()
         assert [y.shape for y in features] == [(1, 256 * 2**i, 16 >> i, 16 >> i) for i in range(4)]
         assert all(y.dtype == dtype and not y.requires_grad for y in features)
-        if name in ('ResNet', FOLDED) or (name == 'SAResNet' and FUSED):  # the formula's is its own
+        # the formula's layout is its own
+        if name != FORMULA and (FUSED or name in ('ResNet', FOLDED['ResNet'])):
             assert all(y.is_contiguous(memory_format=layout) for y in features)
     counts = []
     for call in training.values():
@@ -136,10 +142,11 @@ def test_all_run_alike(monkeypatch, dtype, channels_last):
 
 def test_folded_norms_are_gone_and_their_function_is_not(monkeypatch):
     inference, _ = calls_of(monkeypatch, BackboneCase(formula=False, **SMALL))
-    with Recorder() as recorder:
-        folded = inference[FOLDED]()
-    assert not any('batch_norm' in operator for operator in recorder.operators)
-    assert_same_outputs(folded, inference['ResNet'](), rtol=1e-3, atol=1e-4)
+    for name in FOLDED.values():
+        with Recorder() as recorder:
+            folded = inference[name]()
+        assert not any('batch_norm' in operator for operator in recorder.operators)
+        assert_same_outputs(folded, inference['ResNet'](), rtol=1e-3, atol=1e-4)
 
 
 def test_options_of_the_given_backbone_stay():
@@ -175,7 +182,7 @@ def test_backbone_tool(run_tool, tmp_path):
     content = json.loads(out.with_suffix('.json').read_text())
     assert content['command'].startswith('python tools/benchmark.py backbone --size 64 64')
     assert [(row['pass'], row['name']) for row in content['rows']] == [
-        *(('inference', name) for name in [*NAMES, FOLDED]),
+        *(('inference', name) for name in [*NAMES, *FOLDED.values()]),
         *(('training', name) for name in NAMES)]
     for row in content['rows']:
         assert len(row['round_milliseconds']) == 2
