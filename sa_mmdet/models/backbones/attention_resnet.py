@@ -1,10 +1,12 @@
 """ResNet with an attention layer at the end of every bottleneck."""
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
+from torch import Tensor
 
 from ...checkpoint import TORCHVISION_MISSING, convert_on_load
 from ..attention import AttentionLayer
 from .attention_bottleneck import AttentionBottleneck
+from .folding import conv_norm
 
 
 def _find_layer(name: str) -> type:
@@ -76,6 +78,28 @@ class AttentionResNet(ResNet):
     def make_res_layer(self, **kwargs):
         """Build a stage of ``AttentionBottleneck`` where ``mmdet.ResNet`` asks for its own."""
         return super().make_res_layer(**{**kwargs, 'block': AttentionBottleneck})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of images.
+
+        Args:
+            x: (N, 3, H, W).
+
+        Returns:
+            As the class says.
+        """
+        x = self.maxpool(self._stem(x))
+        features = []
+        for i, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                features.append(x)
+        return tuple(features)
+
+    def _stem(self, x: Tensor) -> Tensor:
+        if self.deep_stem:
+            return self.stem(x)
+        return self.relu(conv_norm(self.conv1, self.norm1, x))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.convert_weights:

@@ -15,7 +15,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     call, in training too. Gradients reach all parameters, and the backward pass keeps one tensor
     less. Done in full precision only, and where neither layer has a hook.
     """
-    if not (is_frozen(norm) and _is_foldable(conv, norm, x) and _pays(conv, x)):
+    if not (is_frozen(norm) and _is_foldable(conv, norm, x)):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale
@@ -38,7 +38,8 @@ def is_watched(module: nn.Module) -> bool:
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor) -> bool:
-    return (type(conv) is nn.Conv2d and conv.bias is None and conv.padding_mode == 'zeros'
+    return (type(conv) is nn.Conv2d and _pays(conv, x)
+            and conv.bias is None and conv.padding_mode == 'zeros'
             and x.dtype == conv.weight.dtype == norm.weight.dtype == norm.running_var.dtype
             and x.dtype in (torch.float32, torch.float64)
             and not is_watched(conv) and not is_watched(norm)

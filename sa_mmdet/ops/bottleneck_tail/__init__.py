@@ -2,13 +2,18 @@
 import torch
 from torch import Tensor
 
-from ..shuffle_attention.implementations import HAS_OPERATOR, check_arguments, is_formula
+from ..shuffle_attention.implementations import (
+    HAS_OPERATOR,
+    check_arguments,
+    is_eager,
+    is_formula,
+)
 from .reference import BatchNorm, bottleneck_tail_reference
 
 __all__ = ['bottleneck_tail', 'bottleneck_tail_reference']
 
 if HAS_OPERATOR:
-    from . import operator as operator
+    from .operator import BottleneckTailFunction
 
 
 def bottleneck_tail(
@@ -60,7 +65,9 @@ def bottleneck_tail(
     if is_formula(z, implementation):
         return bottleneck_tail_reference(
             z, identity, batch_norm, *parameters, groups=groups, eps=eps, bn_eps=bn_eps)
-    return torch.ops.sa_mmdet.bottleneck_tail.default(
+    compute = (BottleneckTailFunction.apply if is_eager(z) else
+               torch.ops.sa_mmdet.bottleneck_tail.default)
+    return compute(
         z, identity, *(batch_norm or (None, ) * 4), *parameters, groups, eps, bn_eps,
         implementation)[0]
 

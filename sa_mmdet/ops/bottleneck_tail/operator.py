@@ -4,9 +4,8 @@ As that of shuffle attention, it chooses an implementation when it runs.
 """
 import torch
 
-from ..shuffle_attention.implementations import FUSED, choose
+from ..shuffle_attention.implementations import FUSED, choose, is_eager
 from ..shuffle_attention.layout import memory_format
-from ..shuffle_attention.reference import gradients_of_sums
 from .reference import tail_backward, tail_forward
 
 _ARGUMENTS = (
@@ -30,7 +29,6 @@ def _split(tensors: tuple) -> tuple:
     return None if tensors[0] is None else tensors[:4], tensors[4:]
 
 
-@torch.library.impl('sa_mmdet::bottleneck_tail', 'default')
 def _forward(z, identity, bn_weight, bn_bias, bn_mean, bn_var, cweight, cbias, sweight, sbias,
              gn_weight, gn_bias, groups, eps, bn_eps, implementation=None):
     batch_norm, parameters = _split(
@@ -40,13 +38,15 @@ def _forward(z, identity, bn_weight, bn_bias, bn_mean, bn_var, cweight, cbias, s
     return forward(z, identity, batch_norm, *parameters, groups=groups, eps=eps, bn_eps=bn_eps)
 
 
+torch.library.impl('sa_mmdet::bottleneck_tail', 'default', _forward)
+
+
 @torch.library.register_fake('sa_mmdet::bottleneck_tail')
 def _(z, *_):
     return (torch.empty_like(z, memory_format=memory_format(z)),
             z.new_empty(*z.shape[:2], 2, dtype=torch.float64))
 
 
-@torch.library.impl('sa_mmdet::bottleneck_tail_backward', 'default')
 def _backward(dout, z, out, stats, bn_weight, bn_bias, bn_mean, bn_var, cweight, cbias, sweight,
               sbias, gn_weight, gn_bias, groups, eps, bn_eps, input_gradients,
               implementation=None):
@@ -61,10 +61,11 @@ def _backward(dout, z, out, stats, bn_weight, bn_bias, bn_mean, bn_var, cweight,
         inputs = [gradient.contiguous(memory_format=layout) if input_gradients else z.new_empty(0)
                   for gradient in inputs]
         return *inputs, bn_gradients.double(), gradients.double()
-    dz, didentity, sums = FUSED[name].tail_backward(
+    return FUSED[name].tail_backward(
         dout, z, out, stats, batch_norm, *parameters, **options, input_gradients=input_gradients)
-    bn_gradients = sums[..., 2:].sum(0).t().contiguous()
-    return dz, didentity, bn_gradients, gradients_of_sums(sums[..., :2], groups, *parameters[2:])
+
+
+torch.library.impl('sa_mmdet::bottleneck_tail_backward', 'default', _backward)
 
 
 @torch.library.register_fake('sa_mmdet::bottleneck_tail_backward')
@@ -95,10 +96,11 @@ def _gradients(ctx, dout, _):
             dout, z, out, batch_norm, *parameters, groups=ctx.groups, eps=ctx.eps,
             bn_eps=ctx.bn_eps)
     else:
-        dz, didentity, bn_gradients, gradients = (
-            torch.ops.sa_mmdet.bottleneck_tail_backward.default(
-                dout, z, out, stats, *tensors, ctx.groups, ctx.eps, ctx.bn_eps,
-                wanted[0] or wanted[1], ctx.implementation))
+        backward = (_backward if is_eager(dout) else
+                    torch.ops.sa_mmdet.bottleneck_tail_backward.default)
+        dz, didentity, bn_gradients, gradients = backward(
+            dout, z, out, stats, *tensors, ctx.groups, ctx.eps, ctx.bn_eps,
+            wanted[0] or wanted[1], ctx.implementation)
     of_tensors = [*bn_gradients, None, None, *gradients]
     return (dz if wanted[0] else None, didentity if wanted[1] else None,
             *(gradient.to(tensor.dtype).view_as(tensor) if want else None
@@ -108,3 +110,15 @@ def _gradients(ctx, dout, _):
 
 torch.library.register_autograd(
     'sa_mmdet::bottleneck_tail', _gradients, setup_context=_setup_context)
+
+
+class BottleneckTailFunction(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher, with the same arguments and results."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_gradients)

@@ -2,7 +2,13 @@
 import torch
 from torch import Tensor
 
-from .implementations import HAS_OPERATOR, check_arguments, implementations, is_formula
+from .implementations import (
+    HAS_OPERATOR,
+    check_arguments,
+    implementations,
+    is_eager,
+    is_formula,
+)
 from .reference import channel_shuffle, shuffle_attention_reference
 
 __all__ = [
@@ -10,7 +16,7 @@ __all__ = [
 ]
 
 if HAS_OPERATOR:
-    from . import operator as operator
+    from .operator import ShuffleAttentionFunction
 
 
 def shuffle_attention(
@@ -57,6 +63,7 @@ def shuffle_attention(
         check_arguments(x, parameters, groups)
     if is_formula(x, implementation):
         return shuffle_attention_reference(x, *parameters, groups, eps)
-    return torch.ops.sa_mmdet.shuffle_attention.default(
-        x, *parameters, groups, eps, implementation)[0]
+    compute = (ShuffleAttentionFunction.apply if is_eager(x) else
+               torch.ops.sa_mmdet.shuffle_attention.default)
+    return compute(x, *parameters, groups, eps, implementation)[0]
 

@@ -68,13 +68,10 @@ def forward(x: Tensor, *parameters: Tensor, groups: int, eps: float) -> tuple[Te
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int, eps: float,
              input_gradient: bool) -> tuple[Tensor, Tensor]:
-    """dx, which is empty without ``input_gradient``, and (N, C, 2) sums over each plane.
-
-    The sums, in float64, are those of ``reference.gradients_of_sums``.
-    """
-    dx, _, sums = operators()[1](
+    """dx, empty without ``input_gradient``, and (6, p) gradients of the parameters in float64."""
+    dx, _, _, gradients = operators()[1](
         dy, x, None, stats, [], parameters, groups, eps, 0., input_gradient)
-    return dx, sums[..., :2]
+    return dx, gradients
 
 
 def tail_forward(z: Tensor, identity: Tensor, batch_norm: tuple[Tensor, ...] | None,
@@ -87,11 +84,10 @@ def tail_forward(z: Tensor, identity: Tensor, batch_norm: tuple[Tensor, ...] | N
 def tail_backward(dout: Tensor, z: Tensor, out: Tensor, stats: Tensor,
                   batch_norm: tuple[Tensor, ...] | None, *parameters: Tensor, groups: int,
                   eps: float, bn_eps: float, input_gradients: bool
-                  ) -> tuple[Tensor, Tensor, Tensor]:
-    """dz and didentity, empty without ``input_gradients``, and (N, C, 4) sums over each plane.
+                  ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dz and didentity, empty without ``input_gradients``, and gradients in float64.
 
-    The first two sums are those of ``backward``; the others, summed over N, are the gradients of
-    the batch norm's weight and bias.
+    These are (2, C), of the batch norm's weight and bias, and (6, p), of the parameters.
     """
     return operators()[1](dout, z, out, stats, batch_norm or [], parameters, groups, eps, bn_eps,
                           input_gradients)

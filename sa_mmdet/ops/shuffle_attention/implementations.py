@@ -68,6 +68,16 @@ def is_formula(x: Tensor, implementation: str | None = None) -> bool:
     return choose(x, implementation) == 'reference'
 
 
+def is_eager(x: Tensor) -> bool:
+    """Whether nothing looks at the operators that compute ``x``: no compiler, mode or subclass.
+
+    Then a kernel may be called without PyTorch's dispatcher, which takes longer than the kernel
+    where feature maps are small.
+    """
+    return (type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+            and not torch._C._len_torch_dispatch_stack())
+
+
 def check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
     """Raise ValueError unless the input and the six parameters fit each other."""
     if x.dim() != 4:

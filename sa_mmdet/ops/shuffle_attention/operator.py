@@ -5,9 +5,9 @@ machine on which it runs.
 """
 import torch
 
-from .implementations import FUSED, choose
+from .implementations import FUSED, choose, is_eager
 from .layout import memory_format
-from .reference import gradients_of_sums, reference_backward, reference_forward
+from .reference import reference_backward, reference_forward
 
 _PARAMETERS = ('Tensor cweight, Tensor cbias, Tensor sweight, Tensor sbias, Tensor gn_weight, '
                'Tensor gn_bias, int groups, float eps')
@@ -23,7 +23,6 @@ torch.library.define(
     tags=torch.Tag.pt2_compliant_tag)
 
 
-@torch.library.impl('sa_mmdet::shuffle_attention', 'default')
 def _forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps,
              implementation=None):
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
@@ -34,13 +33,15 @@ def _forward(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps,
     return y.contiguous(memory_format=memory_format(x)), stats
 
 
+torch.library.impl('sa_mmdet::shuffle_attention', 'default', _forward)
+
+
 @torch.library.register_fake('sa_mmdet::shuffle_attention')
 def _(x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps, implementation=None):
     return (torch.empty_like(x, memory_format=memory_format(x)),
             x.new_empty(*x.shape[:2], 2, dtype=torch.float64))
 
 
-@torch.library.impl('sa_mmdet::shuffle_attention_backward', 'default')
 def _backward(dy, x, stats, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps,
               input_gradient, implementation=None):
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
@@ -49,9 +50,11 @@ def _backward(dy, x, stats, cweight, cbias, sweight, sbias, gn_weight, gn_bias, 
         dx, gradients = reference_backward(dy, x, *parameters, groups, eps)
         dx = dx.contiguous(memory_format=memory_format(x)) if input_gradient else x.new_empty(0)
         return dx, gradients.double()
-    dx, sums = FUSED[name].backward(
+    return FUSED[name].backward(
         dy, x, stats, *parameters, groups=groups, eps=eps, input_gradient=input_gradient)
-    return dx, gradients_of_sums(sums, groups, *parameters[2:])
+
+
+torch.library.impl('sa_mmdet::shuffle_attention_backward', 'default', _backward)
 
 
 @torch.library.register_fake('sa_mmdet::shuffle_attention_backward')
@@ -74,7 +77,9 @@ def _gradients(ctx, dy, _):
     if torch.is_grad_enabled():  # create_graph: the formula's derivative can be differentiated
         dx, gradients = reference_backward(dy, x, *parameters, ctx.groups, ctx.eps)
     else:
-        dx, gradients = torch.ops.sa_mmdet.shuffle_attention_backward.default(
+        backward = (_backward if is_eager(dy) else
+                    torch.ops.sa_mmdet.shuffle_attention_backward.default)
+        dx, gradients = backward(
             dy, x, stats, *parameters, ctx.groups, ctx.eps, input_gradient, ctx.implementation)
     return (dx if input_gradient else None,
             *(gradient.to(parameter.dtype).view_as(parameter) if want else None
@@ -84,3 +89,15 @@ def _gradients(ctx, dy, _):
 
 torch.library.register_autograd(
     'sa_mmdet::shuffle_attention', _gradients, setup_context=_setup_context)
+
+
+class ShuffleAttentionFunction(torch.autograd.Function):
+    """The operator without PyTorch's dispatcher, with the same arguments and results."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        output = _forward(*inputs)
+        _setup_context(ctx, inputs, output)
+        return output
+
+    backward = staticmethod(_gradients)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .layout import memory_format
+from .reference import gradients_of_sums
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -48,10 +49,10 @@ def forward(x: Tensor, *parameters: Tensor, groups: int, eps: float) -> tuple[Te
 
 def backward(dy: Tensor, x: Tensor, stats: Tensor, *parameters: Tensor, groups: int, eps: float,
              input_gradient: bool) -> tuple[Tensor, Tensor]:
-    """dx, which is empty without ``input_gradient``, and the planes' sums: as ``cpu.backward``."""
+    """dx and gradients, as ``cpu.backward``."""
     dx, _, sums = _backward(
         dy, x, None, stats, None, parameters, groups, eps, 0., input_gradient)
-    return dx, sums
+    return dx, gradients_of_sums(sums, groups, *parameters[2:])
 
 
 def tail_forward(
@@ -64,14 +65,12 @@ def tail_forward(
 def tail_backward(
         dout: Tensor, z: Tensor, out: Tensor, stats: Tensor, batch_norm: tuple[Tensor, ...] | None,
         *parameters: Tensor, groups: int, eps: float, bn_eps: float,
-        input_gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """dz and didentity, empty without ``input_gradients``, and (N, C, 4) sums over each plane.
-
-    The sums are the two of ``backward`` and, 0 without one, the plane's parts of the gradients of
-    the batch norm's weight and bias.
-    """
-    return _backward(
+        input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dz, didentity and gradients, as ``cpu.tail_backward``."""
+    dz, didentity, sums = _backward(
         dout, z, out, stats, batch_norm, parameters, groups, eps, bn_eps, input_gradients)
+    return (dz, didentity, sums[..., 2:].sum(0).t().contiguous(),
+            gradients_of_sums(sums[..., :2], groups, *parameters[2:]))
 
 
 def _forward(

@@ -42,25 +42,12 @@ struct Affine {
   }
 };
 
-// Batch norm with frozen statistics: weight, bias, mean and variance, each of channels values, one
-// after the other. Without values it is the identity.
+// Batch norm with frozen statistics, of each channel; without scale the identity.
 struct BatchNorm {
-  const double* values;
-  int64_t channels;
-  double eps;
-
-  double mean(int64_t c) const {
-    return values[2 * channels + c];
-  }
-
-  double rstd(int64_t c) const {
-    return 1 / std::sqrt(values[3 * channels + c] + eps);
-  }
+  const double *scale, *shift, *mean, *rstd;
 
   Affine affine(int64_t c) const {
-    if (!values) return {1, 0};
-    const double scale = values[c] * rstd(c);
-    return {scale, values[channels + c] - mean(c) * scale};
+    return scale ? Affine{scale[c], shift[c]} : Affine{1, 0};
   }
 };
 
@@ -168,9 +155,9 @@ struct Parameters {
   // dv_deviation: of dv (x - mean), with the whole of dv
   PlaneSums with_batch_norm(
       int64_t c, const Statistics& stats, PlaneSums sums, double dv_deviation, double dv) const {
-    if (!batch_norm.values) return {sums.weight, sums.bias, 0, 0};
-    const double about_mean = dv_deviation + (stats.mean - batch_norm.mean(c)) * dv;
-    return {sums.weight, sums.bias, batch_norm.rstd(c) * about_mean, dv};
+    if (!batch_norm.scale) return {sums.weight, sums.bias, 0, 0};
+    const double about_mean = dv_deviation + (stats.mean - batch_norm.mean[c]) * dv;
+    return {sums.weight, sums.bias, batch_norm.rstd[c] * about_mean, dv};
   }
 };
 

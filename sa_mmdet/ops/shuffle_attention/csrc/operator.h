@@ -3,8 +3,8 @@
 // own; cpu.py loads the one that fits the machine.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -43,40 +43,93 @@ Planes<T> planes_of(const Tensor& x) {
   return {static_cast<T*>(x.data_ptr()), x.stride(0), x.stride(1)};
 }
 
-// Tensors of size values each as one tensor, in double. Keep it as long as what points to it.
-Tensor gather(at::TensorList tensors, int64_t size) {
-  std::vector<Tensor> flat;
+// The values of tensors of size values each, one after the other, in double.
+std::vector<double> gather(at::TensorList tensors, int64_t size) {
+  std::vector<double> values;
+  values.reserve(tensors.size() * size);
   for (const auto& tensor : tensors) {
     TORCH_CHECK_VALUE(
         tensor.numel() == size, "a parameter has ", tensor.numel(), " values, not ", size);
-    flat.push_back(tensor.reshape(-1).to(at::kDouble));
+    const Tensor contiguous = tensor.contiguous();
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, tensor.scalar_type(), "shuffle_attention_parameter", [&] {
+          const auto* data = contiguous.const_data_ptr<scalar_t>();
+          values.insert(values.end(), data, data + size);
+        });
   }
-  return at::cat(flat);
+  return values;
 }
 
+// The numbers that the tensors of a call hold. Keep it as long as the Parameters that point to it.
 struct Gathered {
-  Tensor attention, batch_norm;
-  double eps, bn_eps;
+  std::vector<double> attention, batch_norm;
+  int64_t p;
+  double eps;
 
-  // batch_norm: no tensors, or weight, bias, mean and variance
-  Gathered(at::TensorList attention_, at::TensorList batch_norm_, int64_t channels, int64_t groups,
+  // norm: no tensors, or weight, bias, mean and variance
+  Gathered(at::TensorList attention_, at::TensorList norm, int64_t channels, int64_t groups,
            double eps, double bn_eps)
-      : eps(eps), bn_eps(bn_eps) {
+      : eps(eps) {
     TORCH_CHECK_VALUE(groups > 0 && channels % (2 * groups) == 0,
                       "channels (", channels, ") must divide by 2 * groups (", groups, ")");
-    TORCH_CHECK_VALUE(batch_norm_.empty() || batch_norm_.size() == 4,
-                      "batch_norm must be no tensors or four, not ", batch_norm_.size());
-    attention = gather(attention_, channels / (2 * groups));
-    if (!batch_norm_.empty()) batch_norm = gather(batch_norm_, channels);
+    TORCH_CHECK_VALUE(norm.empty() || norm.size() == 4,
+                      "batch_norm must be no tensors or four, not ", norm.size());
+    p = channels / (2 * groups);
+    attention = gather(attention_, p);
+    batch_norm = gather(norm, channels);
+    if (norm.empty()) return;
+    double *weight = batch_norm.data(), *bias = weight + channels;
+    double *mean = bias + channels, *variance = mean + channels;
+    for (int64_t c = 0; c < channels; ++c) {
+      variance[c] = 1 / std::sqrt(variance[c] + bn_eps);
+      weight[c] *= variance[c];
+      bias[c] -= mean[c] * weight[c];
+    }
   }
 
   Parameters parameters() const {
-    const bool has_norm = batch_norm.defined();
-    return {attention.const_data_ptr<double>(), attention.numel() / 6, eps,
-            {has_norm ? batch_norm.const_data_ptr<double>() : nullptr,
-             has_norm ? batch_norm.numel() / 4 : 0, bn_eps}};
+    BatchNorm norm{nullptr, nullptr, nullptr, nullptr};
+    if (!batch_norm.empty()) {
+      const double* scale = batch_norm.data();
+      const auto channels = static_cast<int64_t>(batch_norm.size() / 4);
+      norm = {scale, scale + channels, scale + 2 * channels, scale + 3 * channels};
+    }
+    return {attention.data(), p, eps, norm};
   }
 };
+
+// (6, p): of the attention's parameters, from the sums over all planes of their channel.
+Tensor attention_gradients(
+    const std::vector<PlaneSums>& sums, const Parameters& parameters, int64_t channels) {
+  const int64_t p = parameters.p;
+  Tensor gradients = at::zeros({6, p}, at::kDouble);
+  double* of = gradients.mutable_data_ptr<double>();
+  for (size_t plane = 0; plane < sums.size(); ++plane) {
+    const int64_t c = plane % channels, i = c % p + (parameters.is_spatial(c) ? 2 * p : 0);
+    of[i] += sums[plane].weight;
+    of[i + p] += sums[plane].bias;
+  }
+  // scale and shift of the group norm and those after it see the same two sums
+  for (int64_t i = 0; i < p; ++i) {
+    const double* at = parameters.values + i;
+    const double dz_x = of[i + 2 * p], dz = of[i + 3 * p];
+    of[i + 2 * p] = at[4 * p] * dz_x + at[5 * p] * dz;
+    of[i + 4 * p] = at[2 * p] * dz_x;
+    of[i + 5 * p] = at[2 * p] * dz;
+  }
+  return gradients;
+}
+
+// (2, channels): of the batch norm's weight and bias.
+Tensor batch_norm_gradients(const std::vector<PlaneSums>& sums, int64_t channels) {
+  Tensor gradients = at::zeros({2, channels}, at::kDouble);
+  double* of = gradients.mutable_data_ptr<double>();
+  for (size_t plane = 0; plane < sums.size(); ++plane) {
+    of[plane % channels] += sums[plane].bn_weight;
+    of[channels + plane % channels] += sums[plane].bn_bias;
+  }
+  return gradients;
+}
 
 at::MemoryFormat layout_of(const Tensor& x) {
   return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
@@ -170,9 +223,10 @@ void backward_planes(
       });
 }
 
-// Of attention alone, or with out of the tail. Returns dx, didentity and the planes' sums; the first
-// two are empty without input_gradients, the second without out.
-std::tuple<Tensor, Tensor, Tensor> backward(
+// Of attention alone, or with out of the tail. Returns dx, didentity and the gradients of the batch
+// norm's and the attention's parameters, in double; the first two are empty without
+// input_gradients, the second without out.
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Tensor& x, const std::optional<Tensor>& out, const Tensor& stats,
     at::TensorList batch_norm, at::TensorList attention, int64_t groups, double eps, double bn_eps,
     bool input_gradients) {
@@ -190,19 +244,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(
   };
   Tensor dx = empty_if_not(input_gradients);
   Tensor didentity = empty_if_not(input_gradients && out);
-  Tensor sums = at::empty({x.size(0), x.size(1), 4}, x.options().dtype(at::kDouble));
-  if (x.numel() == 0) return {dx, didentity, sums.zero_()};
+  std::vector<PlaneSums> sums(x.numel() ? x.size(0) * x.size(1) : 0);
   const auto* stats_data = static_cast<const Statistics*>(stats.const_data_ptr());
-  auto* sums_data = static_cast<PlaneSums*>(sums.data_ptr());
   const Tensor gradient = in_layout(dy, layout), from = in_layout(x, layout);
   const Tensor result = out ? in_layout(*out, layout) : Tensor();
   const auto parameters = gathered.parameters();
   const auto shape = shape_of(x);
-  AT_DISPATCH_FLOATING_TYPES_AND2(
+  if (!sums.empty()) AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "shuffle_attention_backward", [&] {
         if (layout == at::MemoryFormat::Contiguous) {
-          backward_planes<scalar_t>(gradient, result, from, dx, didentity, stats_data, sums_data,
-                                    parameters, shape);
+          backward_planes<scalar_t>(gradient, result, from, dx, didentity, stats_data,
+                                    sums.data(), parameters, shape);
         } else {
           const auto data = [](const Tensor& tensor) {
             return tensor.numel() ? tensor.data_ptr<scalar_t>() : nullptr;
@@ -210,11 +262,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(
           const auto kernel = out ? pixels_backward<scalar_t, true> : pixels_backward<scalar_t, false>;
           kernel(gradient.const_data_ptr<scalar_t>(),
                  out ? result.const_data_ptr<scalar_t>() : nullptr,
-                 from.const_data_ptr<scalar_t>(), data(dx), data(didentity), stats_data, sums_data,
-                 parameters, shape);
+                 from.const_data_ptr<scalar_t>(), data(dx), data(didentity), stats_data,
+                 sums.data(), parameters, shape);
         }
       });
-  return {dx, didentity, sums};
+  return {dx, didentity, batch_norm_gradients(sums, x.size(1)),
+          attention_gradients(sums, parameters, x.size(1))};
 }
 
 }  // namespace
@@ -227,7 +280,7 @@ TORCH_LIBRARY_FRAGMENT(sa_mmdet, m) {
   m.def(OPERATOR("backward")
         "(Tensor dy, Tensor x, Tensor? out, Tensor stats, Tensor[] batch_norm, "
         "Tensor[] attention, int groups, float eps, float bn_eps, bool input_gradients) "
-        "-> (Tensor, Tensor, Tensor)");
+        "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(sa_mmdet, CPU, m) {
