@@ -66,4 +66,3 @@ def shuffle_attention(
     compute = (ShuffleAttentionFunction.apply if is_eager(x) else
                torch.ops.sa_mmdet.shuffle_attention.default)
     return compute(x, *parameters, groups, eps, implementation)[0]
-
