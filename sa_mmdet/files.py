@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+UNFINISHED = '.part'
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
@@ -16,7 +18,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder is missing or cannot be written to, or the disk is full.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f'.{path.name}.', suffix=UNFINISHED)
     try:
         with os.fdopen(descriptor, 'wb') as file:
             yield file
@@ -32,3 +35,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file; raises as ``atomic_file`` does."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder that no other process writes to."""
+    for path in folder.glob(f'.*{UNFINISHED}'):
+        path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack."""
 import os
+import pickle
 import runpy
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
 
-from .checkpoint import TORCHVISION_MISSING
+from .checkpoint import TORCHVISION_MISSING, CheckpointError
+from .checkpoint.read import load_weights, refusal, refuse_code
+
+# What MMDetection's configs call the weights that parts of a model start from.
+WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
 
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
@@ -29,8 +34,8 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         splits: the data sets that the script reads, of 'train', 'val' and 'test'.
 
     Raises:
-        SystemExit: the configuration, the checkpoint or a data set is missing, the processes
-            cannot be started on this machine, or the script itself exits.
+        SystemExit: the configuration or a data set is missing, a checkpoint is missing, damaged or
+            holds code, the processes cannot be started on this machine, or the script itself exits.
     """
     script = MMDET_TOOLS / name
     if not script.is_file():
@@ -38,27 +43,55 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
                  '`pip install`, which put its tools there')
     tool = runpy.run_path(str(script), run_name='mmdet_tool')
     args = tool['parse_args']()
-    _check_files(args)
+    _check_config(args)
     config = Config.fromfile(args.config)
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
+    refuse_code()
+    initial = _weight_files(config.get('model')) if 'train' in splits else []
+    for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
+                   config.get('load_from'), *initial]:
+        _check_checkpoint(source)
     _check_data(config, splits)
     if 'train' in splits:
         _check_initial_weights(config)
     on_cpus = args.launcher != 'none' and not torch.cuda.is_available()
     if on_cpus:
         _start_cpu_processes(args.launcher, config.get('find_unused_parameters', False))
-    tool['main']()
+    try:
+        tool['main']()
+    except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
+        sys.exit(f'error: {refusal(error, "a checkpoint")}')
     if on_cpus:
         # gloo's threads, still running when the interpreter ends, can abort the process
         torch.distributed.destroy_process_group()
 
 
-def _check_files(args) -> None:
-    for what in ('config', 'checkpoint'):
-        path = getattr(args, what, None)
-        if path is not None and '://' not in path and not Path(path).expanduser().is_file():
-            sys.exit(f'error: {what} {Path(path).absolute()} does not exist')
+def _check_config(args) -> None:
+    if not Path(args.config).expanduser().is_file():
+        sys.exit(f'error: config {Path(args.config).absolute()} does not exist')
+
+
+def _check_checkpoint(source: str | None) -> None:
+    """Load what MMEngine is going to, which it would do with whatever the file holds."""
+    if source and source != 'auto' and '://' not in source:
+        try:
+            load_weights(Path(source).expanduser().absolute())
+        except CheckpointError as error:
+            sys.exit(f'error: checkpoint {error}')
+
+
+def _weight_files(node) -> Iterator[str]:
+    """The files, or their URLs, from which the parts of a model's configuration are initialised."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from _weight_files(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in WEIGHT_KEYS and isinstance(value, str):
+                yield value
+            else:
+                yield from _weight_files(value)
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:

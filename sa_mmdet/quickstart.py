@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
+from .checkpoint.read import refuse_code
 from .datasets import generate_shapes
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
@@ -29,6 +30,7 @@ def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:
     Returns:
         Whether both APs reach ``min_ap``.
     """
+    refuse_code()
     generate_shapes(config.train_dataloader.dataset.data_root)
     config.resume = True
     config.train_cfg.val_begin = config.train_cfg.max_epochs + 1  # evaluated once, at the end

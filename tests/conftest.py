@@ -6,7 +6,10 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import pytest
+import torch
 from mmengine.registry import DefaultScope
+
+from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 
 ROOT = Path(__file__).parents[1]
 COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
@@ -33,6 +36,31 @@ def pytest_collection_modifyitems(config, items):
 def _no_default_scope():
     """Building by hand starts without MMEngine's default scope, whatever a test before set."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def _code_in_checkpoints(monkeypatch):
+    """Our tools set it for their process, which in a test is this one."""
+    monkeypatch.delenv(REFUSE_CODE, raising=False)
+    monkeypatch.delenv(TRUST_CODE, raising=False)
+
+
+class _MakesAFolder:
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path), )
+
+
+@pytest.fixture
+def attack(tmp_path) -> Path:
+    """A checkpoint that makes the folder 'attacked' beside it when all that it holds is loaded."""
+    path = tmp_path / 'attack.pth'
+    torch.save(
+        dict(state_dict=dict(a=torch.ones(2)), meta=_MakesAFolder(tmp_path / 'attacked')), path)
+    return path
 
 
 @pytest.fixture(scope='session')

@@ -2,9 +2,16 @@
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+
+from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
+from sa_mmdet.launch import run_mmdet_tool
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
@@ -29,9 +36,10 @@ def test_help_is_mmdetections(tmp_path, name):
         assert option in result.stdout
 
 
-@pytest.mark.parametrize('args', [('train.py', CONFIG), ('test.py', CONFIG, CONFIG)],
+@pytest.mark.parametrize('args', [('train.py', CONFIG), ('test.py', CONFIG, 'a.pth')],
                          ids=['train', 'test'])
 def test_missing_data(tmp_path, args):
+    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
     result = tool(*args, cwd=tmp_path)
     assert result.returncode == 1
     assert '\nerror: the data set is incomplete; not found:\n' in f'\n{result.stderr}'
@@ -40,7 +48,7 @@ def test_missing_data(tmp_path, args):
         assert f'{tmp_path}/data/coco/annotations/instances_{split}2017.json\n' in result.stderr
         assert f'{tmp_path}/data/coco/{split}2017\n' in result.stderr
     assert 'Traceback' not in result.stderr
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 
 def test_missing_data_of_wrapped_and_concatenated_data_sets(tmp_path):
@@ -81,6 +89,48 @@ def test_initial_weights_that_cannot_be_found(tmp_path, config):
     assert result.returncode == 1
     assert "error: the initial weights are torchvision's" in result.stderr
     assert 'model.backbone.init_cfg.checkpoint=FILE' in result.stderr
+
+
+@pytest.mark.parametrize(('name', 'args'), [
+    ('test.py', [CONFIG, '{}']),
+    ('train.py', [CONFIG, '--resume', '{}']),
+    ('train.py', [CONFIG, '--cfg-options', 'load_from={}']),
+    ('train.py', [CONFIG, '--cfg-options', 'model.backbone.init_cfg.checkpoint={}']),
+], ids=['test', 'resume', 'load_from', 'init_cfg'])
+def test_checkpoints_are_checked_before_anything_starts(attack, monkeypatch, name, args):
+    monkeypatch.setattr(sys, 'argv', [name, *(str(arg).format(attack) for arg in args)])
+    monkeypatch.chdir(attack.parent)
+    attacked = attack.with_name('attacked')
+    with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} holds more than weights '
+                                         rf'\(posix\.mkdir\).* {TRUST_CODE}=1'):
+        run_mmdet_tool(name, ('train', 'val', 'test'))
+    assert not attacked.exists()
+    monkeypatch.delenv(REFUSE_CODE)
+    monkeypatch.setenv(TRUST_CODE, '1')
+    with pytest.raises(SystemExit, match='the data set is incomplete'):
+        run_mmdet_tool(name, ('train', 'val', 'test'))
+    assert attacked.exists()
+    attack.write_bytes(attack.read_bytes()[:200])
+    with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} is not a .* or damaged'):
+        run_mmdet_tool(name, ('train', 'val', 'test'))
+
+
+def test_code_in_a_downloaded_checkpoint_is_refused(attack, coco_tiny):
+    """One that MMEngine fetches itself, and onedl-mmengine would load with weights_only=False."""
+    handler = partial(SimpleHTTPRequestHandler, directory=attack.parent)
+    with ThreadingHTTPServer(('localhost', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        result = tool(
+            'test.py', CONFIG, f'http://localhost:{server.server_port}/attack.pth',
+            '--cfg-options', f'test_dataloader.dataset.data_root={coco_tiny}/',
+            f'test_evaluator.ann_file={coco_tiny}/annotations/instances_val2017.json',
+            cwd=attack.parent, TORCH_HOME=str(attack.parent / 'torch'))
+        server.shutdown()
+    assert list(attack.parent.glob('torch/hub/checkpoints/attack*.pth'))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith('error: a checkpoint holds more than weights')
+    assert 'Traceback' not in result.stderr
+    assert not attack.with_name('attacked').exists()
 
 
 def test_wrong_option(tmp_path):

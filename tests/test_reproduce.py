@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from coco import small_coco
-from sa_mmdet.checkpoint.files import read_checkpoint
+from sa_mmdet.checkpoint import read_checkpoint
 from sa_mmdet.reproduce.processes import locked
 from sa_mmdet.reproduce.runs import ReproduceError
 

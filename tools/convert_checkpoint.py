@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from sa_mmdet.checkpoint import ConversionError
+from sa_mmdet.checkpoint import CheckpointError
 from sa_mmdet.checkpoint.files import convert_checkpoint
 
 
@@ -37,7 +37,7 @@ def main() -> None:
         config.merge_from_dict(args.cfg_options)
     try:
         convert_checkpoint(config, args.checkpoint, args.out, args.verify)
-    except ConversionError as error:
+    except CheckpointError as error:
         sys.exit(f'error: {error}')
 
 

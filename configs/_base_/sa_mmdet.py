@@ -1,5 +1,6 @@
 # What every row shares: the schedule, the data set and the detector come from MMDetection's own
-# 1x configs, which are the paper's; this makes the attention layers known.
+# 1x configs, which are the paper's; this makes the attention layers known. Rows without attention
+# add checkpoints that outlast being killed, and the rows with attention inherit theirs.
 #
 # Initial weights: all rows start from torchvision's ResNet, as MMDetection's own do. Under an
 # attention layer these are converted when they are loaded, so that every row starts from the same

@@ -1,2 +1,2 @@
-_base_ = ['mmdet::retinanet/retinanet_r101_fpn_1x_coco.py', '../_base_/sa_mmdet.py']
+_base_ = './retinanet_r101_fpn_1x_coco.py'
 model = dict(backbone=dict(type='AttentionResNet', attention='SqueezeExcitation'))

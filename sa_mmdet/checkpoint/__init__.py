@@ -5,9 +5,10 @@ from .convert import (
     convert_on_load,
     convert_state_dict,
 )
+from .read import CheckpointError, read_checkpoint
 from .safe_globals import allow_mmengine_checkpoints
 
 __all__ = [
-    'TORCHVISION_MISSING', 'ConversionError', 'allow_mmengine_checkpoints', 'attention_blocks',
-    'convert_on_load', 'convert_state_dict'
+    'TORCHVISION_MISSING', 'CheckpointError', 'ConversionError', 'allow_mmengine_checkpoints',
+    'attention_blocks', 'convert_on_load', 'convert_state_dict', 'read_checkpoint'
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..models.attention import AttentionLayer
+from .read import CheckpointError
 
 TORCHVISION_MISSING = (
     "the initial weights are torchvision's (torchvision://...), which MMEngine finds through "
@@ -22,7 +23,7 @@ TORCHVISION_MISSING = (
 StateDict = MutableMapping[str, Tensor]
 
 
-class ConversionError(ValueError):
+class ConversionError(CheckpointError):
     """A checkpoint cannot be converted for a network; the message says why."""
 
 

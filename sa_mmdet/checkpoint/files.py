@@ -2,50 +2,23 @@
 import copy
 import hashlib
 import os
-import pickle
-import re
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import nn
 
 from ..files import atomic_file
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..version import __version__
 from .convert import ConversionError, attention_blocks, convert_state_dict, listed
+from .read import read_checkpoint
 
 CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
 NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
-
-
-def read_checkpoint(path: Path) -> dict:
-    """Load a checkpoint to the CPU without running any code that it holds.
-
-    Raises:
-        ConversionError: there is no such file, it is damaged, is not a checkpoint, or needs more
-            than weights and MMEngine's log history to load.
-    """
-    if not path.is_file():
-        raise ConversionError(f'{path} does not exist')
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        beyond = re.search(r'GLOBAL (\S+)', str(error))
-        if beyond:
-            raise ConversionError(f'{path} holds more than weights ({beyond[1]}), which could run '
-                                  'code; it was not loaded') from error
-        raise ConversionError(f'{path} is not a checkpoint of PyTorch, or damaged') from error
-    except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
-        raise ConversionError(f'{path} is not a checkpoint of PyTorch, or damaged: '
-                              f'{str(error).splitlines()[0] if str(error) else error!r}') from error
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConversionError(f'{path} is not a checkpoint: it holds no state dict of tensors')
-    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=state)
 
 
 def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False) -> None:
@@ -63,8 +36,9 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         verify: compare the backbone's outputs before and after, on random input in float64.
 
     Raises:
-        ConversionError: the checkpoint cannot be read or converted, ``target`` exists or cannot be
-            written, or the verification fails; nothing is written then.
+        CheckpointError: the checkpoint cannot be read or (``ConversionError``) converted,
+            ``target`` exists or cannot be written, or the verification fails; nothing is written
+            then.
     """
     _check_target(target)
     checkpoint = read_checkpoint(source)

@@ -126,15 +126,7 @@ def _run(run: Run, command: list[str], lock: int, what: str) -> None:
 def _train(run: Run, lock: int) -> Path:
     """Train to the last epoch; the last checkpoint."""
     epoch, checkpoint = run.last_checkpoint()
-    for damaged in [path for later, path in run.checkpoints() if later > epoch]:
-        print(f'=== {damaged} was not written to its end: training goes on from epoch {epoch}')
-        damaged.unlink()
-    pointer = run.folder / 'last_checkpoint'  # MMEngine's, which it resumes from
-    if checkpoint is None:
-        pointer.unlink(missing_ok=True)
-    else:
-        write_atomically(pointer, str(checkpoint))
-    if epoch < run.epochs:
+    if epoch < run.epochs:  # AtomicCheckpointHook resumes from the last whole checkpoint
         _run(run, train_command(run), lock, 'training')
         epoch, checkpoint = run.last_checkpoint()
         if epoch < run.epochs:

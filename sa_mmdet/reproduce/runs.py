@@ -3,7 +3,6 @@ import copy
 import difflib
 import fnmatch
 import json
-import zipfile
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..analysis.paper import TASKS, Row, load_table
+from ..checkpoint.read import last_whole
 
 TABLES = tuple(TASKS)
 SPLITS = ('train', 'val', 'test')
@@ -140,19 +140,9 @@ class Run:
     def epochs(self) -> int:
         return self.config.train_cfg.max_epochs
 
-    def checkpoints(self) -> list[tuple[int, Path]]:
-        """The checkpoints of the run by their epochs, the last one first."""
-        paths = self.folder.glob('epoch_*.pth')
-        epochs = [(path.stem.removeprefix('epoch_'), path) for path in paths]
-        return sorted(((int(epoch), path) for epoch, path in epochs if epoch.isdigit()),
-                      reverse=True)
-
     def last_checkpoint(self) -> tuple[int, Path | None]:
         """The last whole checkpoint and its epoch; (0, None) where there is none."""
-        for epoch, path in self.checkpoints():
-            if is_whole(path):
-                return epoch, path
-        return 0, None
+        return last_whole(self.folder) or (0, None)
 
     def state(self) -> str:
         """For people: how far the run has come."""
@@ -164,15 +154,6 @@ class Run:
         if epoch == self.epochs:
             return 'trained, to be tested'
         return f'epoch {epoch} of {self.epochs} done' if epoch else 'not started'
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a file of ``torch.save`` was written to its end and has not been damaged since."""
-    try:
-        with zipfile.ZipFile(checkpoint) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:

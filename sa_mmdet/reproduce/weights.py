@@ -10,8 +10,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 
 from ..analysis.paper import Row
-from ..checkpoint import TORCHVISION_MISSING, ConversionError
-from ..checkpoint.files import read_checkpoint
+from ..checkpoint import TORCHVISION_MISSING, CheckpointError, read_checkpoint
+from ..checkpoint.read import refuse_code
 from .runs import ReproduceError
 
 DEPTHS = {'ResNet-50': 50, 'ResNet-101': 101, 'ResNet-152': 152}
@@ -56,7 +56,7 @@ def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
     """The depth and the attention ('none', 'SE', 'SA', ...) of a ResNet, and its ``init_cfg``."""
     try:
         state = read_checkpoint(path)['state_dict']
-    except ConversionError as error:
+    except CheckpointError as error:
         raise ReproduceError(str(error)) from error
     matches = [match for match in map(BLOCK.match, state) if match]
     depth = BLOCKS_OF_LAYER3.get(len({match[2] for match in matches}))
@@ -101,6 +101,7 @@ def initial_weights_problem(config: Config) -> str | None:
     backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
     try:
         if '://' in source:
+            refuse_code()
             state = CheckpointLoader.load_checkpoint(source, map_location='cpu')
         else:
             state = read_checkpoint(Path(source))
@@ -130,7 +131,7 @@ def checkpoint_problem(path: Path, config: Config) -> str | None:
     """What is wrong with a detector's checkpoint for a config, None if it fits."""
     try:
         state = read_checkpoint(path)['state_dict']
-    except ConversionError as error:
+    except CheckpointError as error:
         return str(error)
     init_default_scope('mmdet')
     with torch.device('meta'):

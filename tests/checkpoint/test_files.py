@@ -156,7 +156,7 @@ def _half(path, state):
     (lambda path, state: path.write_bytes(b''), 'not a checkpoint of PyTorch, or damaged'),
     (lambda path, state: torch.save([1, 2], path), 'holds no state dict of tensors'),
     (lambda path, state: torch.save(dict(state_dict=_Attack(f'{path}.attacked')), path),
-     'holds more than weights (posix.mkdir), which could run code; it was not loaded'),
+     'holds more than weights (posix.mkdir), which could run any program'),
     (lambda path, state: torch.save(ResNet(101).state_dict(), path),
      'has, beyond the network of the config, layer3.6.conv1.weight'),
     (lambda path, state: torch.save(ResNet(18).state_dict(), path), 'lacks layer1.0.conv3.weight'),

@@ -1,5 +1,4 @@
 import dataclasses
-import zipfile
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ import torch
 from sa_mmdet.analysis.paper import load_table
 from sa_mmdet.reproduce.execute import test_command as command_of_test
 from sa_mmdet.reproduce.execute import train_command, training_hours
-from sa_mmdet.reproduce.runs import ReproduceError, Run, is_whole, plan_runs, select_rows
+from sa_mmdet.reproduce.runs import ReproduceError, Run, plan_runs, select_rows
 
 
 def row(name):
@@ -101,19 +100,6 @@ def test_last_whole_checkpoint(settings):
     assert run.state() == 'trained, to be tested'
     run.result_file.touch()
     assert run.state() == 'finished'
-
-
-def test_a_hole_in_a_checkpoint_is_found(tmp_path):
-    path = tmp_path / 'epoch_1.pth'
-    torch.save(torch.ones(9999), path)
-    assert is_whole(path)
-    content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda info: info.file_size)
-    middle = largest.header_offset + largest.file_size // 2
-    content[middle:middle + 64] = bytes(64)
-    path.write_bytes(content)
-    assert not is_whole(path)
 
 
 def test_hours_of_all_attempts(tmp_path):

@@ -1,0 +1,100 @@
+"""Reading checkpoint files: only those that are whole, and without running what they hold."""
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# PyTorch's own switches: the first makes every torch.load of a process refuse code, whatever its
+# caller asked for; the second, set by the user, lets those load code that ask for nothing.
+REFUSE_CODE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+TRUST_CODE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message says why, and what can be done."""
+
+
+def refuse_code() -> None:
+    """Make every ``torch.load`` of this process and its children refuse a file that holds code.
+
+    onedl-mmengine falls back to loading everything where ``weights_only`` fails; this stops that.
+    Where the user has set ``TRUST_CODE`` in the environment nothing is changed.
+    """
+    if not trusted():
+        os.environ[REFUSE_CODE] = '1'
+
+
+def trusted() -> bool:
+    """Whether the user lets checkpoints run code, by ``TRUST_CODE`` in the environment."""
+    return os.environ.get(TRUST_CODE, '0').lower() in ('1', 'y', 'yes', 'true')
+
+
+def load_weights(path: Path) -> object:
+    """Load a file of ``torch.save`` to the CPU without running any code that it holds.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or needs more than weights and
+            MMEngine's log history to load, and the user has not set ``TRUST_CODE``.
+    """
+    if not path.is_file():
+        raise CheckpointError(f'{path} {"is a folder" if path.is_dir() else "does not exist"}')
+    try:
+        return torch.load(path, map_location='cpu', weights_only=not trusted())
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(refusal(error, path)) from error
+    except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
+        raise CheckpointError(f'{path} is not a checkpoint of PyTorch, or damaged: '
+                              f'{str(error).splitlines()[0] if str(error) else error!r}') from error
+
+
+def refusal(error: pickle.UnpicklingError, path: Path | str) -> str:
+    """For people: why ``torch.load`` refused a file."""
+    beyond = re.search(r'GLOBAL (\S+)|refused: (\S+)', str(error))
+    if not beyond:
+        return f'{path} is not a checkpoint of PyTorch, or damaged'
+    return (f'{path} holds more than weights ({beyond[1] or beyond[2]}), which could run any '
+            'program on this machine; it was not loaded. If you trust whoever made it, say so by '
+            f'{TRUST_CODE}=1 in the environment of the same command')
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Load a checkpoint to the CPU without running any code that it holds.
+
+    Returns:
+        The checkpoint, with the weights under 'state_dict'.
+
+    Raises:
+        CheckpointError: as ``load_weights`` does, or the file holds no weights.
+    """
+    checkpoint = load_weights(path)
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f'{path} is not a checkpoint: it holds no state dict of tensors')
+    return checkpoint if 'state_dict' in checkpoint else dict(state_dict=state)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file of ``torch.save`` was written to its end and has not been damaged since."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def last_whole(folder: Path, template: str = 'epoch_{}.pth') -> tuple[int, Path] | None:
+    """The last whole checkpoint in a folder and its number, None where there is none.
+
+    Args:
+        folder: may be missing.
+        template: of the files' names, as MMEngine's CheckpointHook takes it.
+    """
+    before, after = template.split('{}')
+    numbers = {int(number): path for path in folder.glob(f'{before}*{after}')
+               if (number := path.name[len(before):len(path.name) - len(after)]).isdigit()}
+    return next(((number, numbers[number]) for number in sorted(numbers, reverse=True)
+                 if is_whole(numbers[number])), None)
