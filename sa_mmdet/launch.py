@@ -62,6 +62,9 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         tool['main']()
     except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
         sys.exit(f'error: {refusal(error, "a checkpoint")}')
+    except KeyboardInterrupt:
+        sys.exit('interrupted' + (': the same command with --resume goes on from the last '
+                                  'checkpoint' if 'train' in splits else ''))
     if on_cpus:
         # gloo's threads, still running when the interpreter ends, can abort the process
         torch.distributed.destroy_process_group()

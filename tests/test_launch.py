@@ -6,6 +6,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,23 @@ def test_checkpoints_are_checked_before_anything_starts(attack, monkeypatch, nam
     attack.write_bytes(attack.read_bytes()[:200])
     with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} is not a .* or damaged'):
         run_mmdet_tool(name, ('train', 'val', 'test'))
+
+
+@pytest.mark.parametrize(('splits', 'message'), [
+    (('train', 'val'), '^interrupted: the same command with --resume goes on'),
+    (('test', ), '^interrupted$')], ids=['train', 'test'])
+@pytest.mark.usefixtures('data')
+def test_ctrl_c(tmp_path, monkeypatch, splits, message):
+    def main():
+        raise KeyboardInterrupt
+
+    args = SimpleNamespace(
+        config=str(CONFIG), launcher='none', cfg_options={'model.backbone.init_cfg': None})
+    tool = dict(parse_args=lambda: args, main=main)
+    monkeypatch.setattr('runpy.run_path', lambda *_, **__: tool)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        run_mmdet_tool('train.py', splits)
 
 
 def test_code_in_a_downloaded_checkpoint_is_refused(attack, coco_tiny):

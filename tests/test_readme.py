@@ -3,10 +3,11 @@ import re
 from pathlib import Path
 
 import pytest
-from mmdet.registry import MODELS
+from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from sa_mmdet.engine import EpochSeedHook
 from sa_mmdet.models import AttentionLayer
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,19 @@ def test_config(tmp_path, code):
     assert any(isinstance(module, AttentionLayer) for module in model.modules())
 
 
+def test_hooks(tmp_path):
+    """On a config of MMDetection's, its own hooks are replaced and joined by ours."""
+    code, = (block for block in BLOCKS if 'default_hooks' in block)
+    base = "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n"
+    (tmp_path / 'config.py').write_text(base + code)
+    config = Config.fromfile(tmp_path / 'config.py')
+    assert HOOKS.build(config.default_hooks.checkpoint).interval == 1
+    assert [type(HOOKS.build(hook)) for hook in config.custom_hooks] == [EpochSeedHook]
+    assert not config.train_dataloader.persistent_workers
+
+
 def test_by_hand():
-    code, = (block for block in BLOCKS if '_base_' not in block)
+    code, = (block for block in BLOCKS if 'from sa_mmdet' in block)
     names = {}
     exec(code, names)
     assert names['backbone'].layer1[0].sa.in_channels == names['attention'].in_channels
