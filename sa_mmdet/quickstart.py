@@ -3,6 +3,7 @@ import collections
 import itertools
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from .checkpoint.read import refuse_code
 from .datasets import generate_shapes
+from .files import write_atomically
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
@@ -70,4 +72,5 @@ def draw_predictions(runner: Runner, count: int, path: Path) -> None:
         image = mmcv.imread(sample.img_path, channel_order='rgb')
         visualizer.add_datasample('', image, sample, pred_score_thr=0.5)
         rows.append(visualizer.get_image())
-    mmcv.imwrite(np.concatenate(rows)[..., ::-1], str(path))
+    picture = np.concatenate(rows)[..., ::-1]  # RGB to OpenCV's BGR
+    write_atomically(path, cv2.imencode('.png', picture)[1].tobytes())
