@@ -93,8 +93,11 @@ def last_whole(folder: Path, template: str = 'epoch_{}.pth') -> tuple[int, Path]
         folder: may be missing.
         template: of the files' names, as MMEngine's CheckpointHook takes it.
     """
-    before, after = template.split('{}')
-    numbers = {int(number): path for path in folder.glob(f'{before}*{after}')
-               if (number := path.name[len(before):len(path.name) - len(after)]).isdigit()}
+    before, *after = re.split(r'{.*?}', template, maxsplit=1)
+    if not after:  # one name for all
+        return None
+    name = re.compile(rf'{re.escape(before)}(\d+){re.escape(after[0])}')
+    numbers = {int(match[1]): path for path in folder.glob('*')
+               if (match := name.fullmatch(path.name))}
     return next(((number, numbers[number]) for number in sorted(numbers, reverse=True)
                  if is_whole(numbers[number])), None)

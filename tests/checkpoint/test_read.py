@@ -38,6 +38,8 @@ def test_last_whole(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     assert last_whole(tmp_path, 'iter_{}.pth') == (40, tmp_path / 'iter_40.pth')
     assert last_whole(tmp_path)[0] == 1000
+    assert last_whole(tmp_path, 'epoch_{:04d}.pth')[0] == 1000
+    assert last_whole(tmp_path, 'latest.pth') is None
 
 
 def test_code_is_refused_with_the_way_to_trust_it(attack, monkeypatch):
