@@ -101,8 +101,9 @@ def test_network_in_16_bits(half):
     assert fuses(block, features(half))
 
 
-def test_fuses_in_training_with_frozen_statistics():
-    network = SAResNet(50, norm_eval=True).train()
+@pytest.mark.parametrize('norm', ['BN', 'SyncBN'])
+def test_fuses_in_training_with_frozen_statistics(norm):
+    network = SAResNet(50, norm_cfg=dict(type=norm), norm_eval=True).train()
     with counted_fusions() as calls:
         network(torch.randn(1, 3, 32, 32))
     assert len(calls) == 16
@@ -110,7 +111,6 @@ def test_fuses_in_training_with_frozen_statistics():
 
 @pytest.mark.parametrize('options', [
     dict(norm_cfg=dict(type='GN', num_groups=32)),
-    dict(norm_cfg=dict(type='SyncBN')),
     dict(attention=dict(gn=False)), dict(attention=dict(shuffle=False)),
     dict(attention=dict(fc='none')), dict(attention=dict(type='SqueezeExcitation')),
     dict(plugins=[dict(cfg=dict(type='SqueezeExcitation'), position='after_conv3')]),
@@ -132,6 +132,24 @@ def test_batch_norm_without_what_the_operator_needs():
         block = bottleneck()
         block.bn3 = nn.BatchNorm2d(512, **options).eval()
         assert not fuses(block)
+    block = bottleneck()
+    block.bn3.register_parameter('bias', None)
+    assert not fuses(block)
+
+
+def test_wrapped_downsampling_is_called():
+    """A wrapper may have to do something before, as FullyShardedDataParallel gathers weights."""
+
+    class Wrapper(nn.Sequential):
+
+        def forward(self, x):
+            return torch.zeros_like(super().forward(x))
+
+    block, x = bottleneck(), features(torch.float32)
+    expected = block(x)
+    block.downsample = Wrapper(*block.downsample)
+    assert fuses(block, x)
+    assert not torch.equal(block(x), expected)
 
 
 @pytest.mark.parametrize(('name', 'register'), [

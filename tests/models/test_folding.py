@@ -2,6 +2,7 @@
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
+from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
 from networks import assert_same_outputs, image, randomised
@@ -27,9 +28,10 @@ def features(size=12, dtype=torch.float32):
 
 def folds(conv, norm, x) -> bool:
     """Whether the norm was not asked."""
-    asked, forward = [], type(norm).forward
+    asked, batch_norm = [], torch.nn.functional.batch_norm
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(norm), 'forward', lambda *args: asked.append(1) or forward(*args))
+        patch.setattr(torch.nn.functional, 'batch_norm',
+                      lambda *args: asked.append(1) or batch_norm(*args))
         conv_norm(conv, norm, x)
     return not asked
 
@@ -56,6 +58,22 @@ def test_equals_convolution_and_norm(options):
     assert_same_outputs(before, list(model.state_dict().values()), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize('synchronise', [
+    nn.SyncBatchNorm.convert_sync_batchnorm, convert_sync_batchnorm,
+    lambda model: revert_sync_batchnorm(convert_sync_batchnorm(model)),
+], ids=['torch', 'mmengine', 'reverted'])
+def test_synchronised_batch_norms(synchronise):
+    """Frozen, they compute what ``BatchNorm2d`` does; with batch statistics they are called."""
+    model, x = layers().double(), features(dtype=torch.float64)
+    expected = model(x)
+    conv, norm = synchronise(model).eval()
+    assert type(norm) is not nn.BatchNorm2d
+    assert folds(conv, norm, x)
+    torch.testing.assert_close(conv_norm(conv, norm, x), expected)
+    norm.train()
+    assert not folds(conv, norm, x)
+
+
 def test_only_where_the_result_is_larger_than_the_weight():
     conv, norm = layers()
     assert folds(conv, norm, features(6))  # 2 * 6 * 6 = 72 pixels, 8 * 3 * 3 = 72 weights a channel
@@ -69,7 +87,8 @@ def test_only_where_the_result_is_larger_than_the_weight():
     lambda conv, norm: nn.utils.parametrizations.weight_norm(conv),
     lambda conv, norm: setattr(conv, 'bias', nn.Parameter(torch.zeros(16))),
     lambda conv, norm: setattr(conv, 'padding_mode', 'reflect'),
-], ids=['batch statistics', 'hook', 'pre-hook', 'parametrised', 'bias', 'padding mode'])
+    lambda conv, norm: norm.register_parameter('bias', None),
+], ids=['batch statistics', 'hook', 'pre-hook', 'parametrised', 'bias', 'padding mode', 'no shift'])
 def test_not_where_something_else_would_come_out(change):
     conv, norm = layers()
     assert folds(conv, norm, features())

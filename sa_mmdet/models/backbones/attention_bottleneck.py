@@ -36,7 +36,7 @@ class AttentionBottleneck(Bottleneck):
     def _identity(self, x: Tensor) -> Tensor:
         if self.downsample is None:
             return x
-        if is_watched(self.downsample):
+        if type(self.downsample) is not nn.Sequential or is_watched(self.downsample):
             return self.downsample(x)
         *pool, conv, norm = self.downsample
         for layer in pool:
@@ -50,7 +50,7 @@ class AttentionBottleneck(Bottleneck):
             return self.relu(out)
         norm, attention = self.norm3, self._attention()
         batch_norm, bn_eps = None, 0.
-        if isinstance(norm, nn.BatchNorm2d):
+        if is_frozen(norm):
             batch_norm = norm.weight, norm.bias, norm.running_mean, norm.running_var
             bn_eps = norm.eps
         return bottleneck_tail(z, identity, batch_norm, *attention.operands, attention.groups,

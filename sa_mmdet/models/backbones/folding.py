@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from ...ops.shuffle_attention.implementations import is_formula
 
+# Subclasses that check their input in their own way compute the same.
+BATCH_NORMS = nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward
+
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """``norm(conv(x))``, without a pass of its own for the norm where that is cheaper.
@@ -24,8 +27,13 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def is_frozen(norm: nn.Module) -> bool:
-    """Whether a layer is a batch norm that scales and shifts by numbers of its own."""
-    return (type(norm) is nn.BatchNorm2d and not norm.training and norm.affine
+    """Whether a layer is a batch norm that scales and shifts by numbers of its own.
+
+    Statistics that are not computed need no synchronisation: SyncBatchNorm is one too, and so are
+    the layers that MMEngine puts in its place on a single device.
+    """
+    return (type(norm).forward in BATCH_NORMS and not norm.training
+            and norm.weight is not None and norm.bias is not None
             and norm.running_mean is not None)
 
 
