@@ -1,0 +1,32 @@
+"""Two processes that work as one, over gloo on the CPU."""
+import multiprocessing
+
+import torch
+import torch.distributed
+import torch.multiprocessing
+
+WORLD_SIZE = 2
+
+# What all processes import is imported once, in a server from which they are forked.
+multiprocessing.set_forkserver_preload(['sa_mmdet.models'])
+
+
+def in_two_processes(folder, function, *args) -> list:
+    """What ``function(rank, *args)`` returns in each of two processes of one group.
+
+    Args:
+        folder: an empty one, for the processes to meet in.
+        function: of a module, so that it can be found there.
+    """
+    torch.multiprocessing.start_processes(
+        _work, (str(folder), function, args), nprocs=WORLD_SIZE, start_method='forkserver')
+    return [torch.load(folder / f'{rank}.pth') for rank in range(WORLD_SIZE)]
+
+
+def _work(rank, folder, function, args):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD_SIZE)
+    torch.save(function(rank, *args), f'{folder}/{rank}.pth')
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
