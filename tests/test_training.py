@@ -2,11 +2,13 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from sa_mmdet.launch import MMDET_TOOLS
 
@@ -41,6 +43,12 @@ def all_scores(folder):
     """Keep the best detections of any score: hardly trained detectors are sure of nothing."""
     settings = 'model.test_cfg' + ('' if folder == 'retinanet' else '.rcnn')
     return f'{settings}.score_thr=0.', f'{settings}.max_per_img=10'
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(('127.0.0.1', 0))
+        return listener.getsockname()[1]
 
 
 def run(*command, cwd, options):
@@ -81,18 +89,77 @@ def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
         assert (work_dir / 'epoch_2.pth').is_file()
 
 
-def test_two_cpu_processes(tmp_path, coco_tiny):
-    options = [*reduced(coco_tiny), *all_scores('faster_rcnn')]
-    config = config_of('faster_rcnn')
-    port = str(20000 + os.getpid() % 20000)
-    os.environ['PORT'] = port
-    trained = run(ROOT / 'tools/dist_train.sh', config, 2, cwd=tmp_path, options=options)
-    assert 'Epoch(train) [1][1/1]' in trained  # 4 images, batch 2, 2 processes
-    checkpoint = tmp_path / 'work_dirs' / config.stem / 'epoch_1.pth'
-    tested = run(ROOT / 'tools/dist_test.sh', config, checkpoint, 2, cwd=tmp_path, options=options)
-    alone = run(sys.executable, ROOT / 'tools/test.py', config, checkpoint, cwd=tmp_path,
-                options=options)
+# MMDetection divides a process's losses by what that process sampled. Where every image gives the
+# same number of samples, and no chance is in it, this is the mean over the images.
+FIRST_SAMPLER = '''
+from mmdet.models.task_modules import RandomSampler
+from mmdet.registry import TASK_UTILS
+
+
+@TASK_UTILS.register_module()
+class FirstSampler(RandomSampler):
+
+    def random_choice(self, gallery, num):
+        return gallery[:num]
+'''
+WITHOUT_CHANCE = f'''
+_base_ = {str(config_of('mask_rcnn'))!r}
+custom_imports = dict(imports=['sa_mmdet', 'first_sampler'])
+sampler = dict(type='FirstSampler', num=32)
+one_object = dict(type='FirstSampler', num=4)  # there is one in every image
+model = dict(train_cfg=dict(rpn=dict(sampler=sampler), rcnn=dict(sampler=one_object)))
+train_dataloader = dict(sampler=dict(shuffle=False), batch_sampler=None)
+randomness = dict(seed=0)
+'''
+SAME_SIZE = [
+    'train_dataloader.dataset.pipeline.2.keep_ratio=False',
+    'train_dataloader.dataset.pipeline.3.prob=0.'
+]
+
+
+def gradients(checkpoint):
+    """What SGD gathered in its momentum, by the parameter's place in the optimizer."""
+    states = torch.load(checkpoint)['optimizer']['state']
+    return {place: state['momentum_buffer'] for place, state in states.items()}
+
+
+def test_two_cpu_processes(tmp_path, coco_tiny, monkeypatch):
+    """Two processes learn and find what one does with the whole batch."""
+    (tmp_path / 'first_sampler.py').write_text(FIRST_SAMPLER)
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    monkeypatch.setenv('PORT', str(free_port()))
+    config = tmp_path / 'config.py'
+    config.write_text(WITHOUT_CHANCE)
+    options = [*reduced(coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE]
+
+    def run_into(name, *command, **more):
+        outputs = f'{tmp_path}/{name}'
+        return run(*command, '--work-dir', outputs, cwd=tmp_path, options=[
+            *options, f'val_evaluator.outfile_prefix={outputs}',
+            f'test_evaluator.outfile_prefix={outputs}',
+            *(f'{key}={value}' for key, value in more.items())])
+
+    def detections(name):
+        return [json.loads((tmp_path / f'{name}.{task}.json').read_text())
+                for task in ('bbox', 'segm')]
+
+    train, test = ROOT / 'tools/train.py', ROOT / 'tools/test.py'
+    trained = run_into('trained', ROOT / 'tools/dist_train.sh', config, 2,
+                       **{'train_dataloader.batch_size': 1})
+    assert 'Epoch(train) [1][2/2]' in trained  # 4 images, batch 1, 2 processes
+    checkpoint = tmp_path / 'trained/epoch_1.pth'
+    run_into('trained_alone', sys.executable, train, config)
+    expected = gradients(tmp_path / 'trained_alone/epoch_1.pth')
+    actual = gradients(checkpoint)
+    assert actual.keys() == expected.keys()
+    for place, gradient in expected.items():
+        assert (actual[place] - gradient).norm() <= 1e-4 * gradient.norm(), place
+
+    tested = run_into('tested', ROOT / 'tools/dist_test.sh', config, checkpoint, 2)
+    alone = run_into('alone', sys.executable, test, config, checkpoint)
     assert metrics(tested) == metrics(alone) == metrics(trained)
+    assert detections('tested') == detections('alone') == detections('trained')
+    assert len(detections('alone')[1]) == 40  # 4 images, the 10 best of each
 
 
 @pytest.mark.slow
