@@ -78,7 +78,7 @@ def data_parallel(rank, options, wrapper):
 @pytest.mark.parametrize(('options', 'wrapper'), [
     ({}, {}),
     (dict(frozen_stages=1), dict(static_graph=True)),
-    (dict(frozen_stages=1, with_cp=True), {}),
+    (dict(SMALL, frozen_stages=1, with_cp=True), {}),
     (dict(SMALL, with_cp=True), dict(gradient_as_bucket_view=True)),
     (dict(SMALL, backbone=ResNet, plugins=[PLUGIN]), {}),
     (dict(SMALL, backbone=AttentionResNet, attention='SqueezeExcitation'), {}),
