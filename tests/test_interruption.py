@@ -19,8 +19,8 @@ QUICKSTART = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fp
 LIMIT = 300  # seconds, for anything that is waited for
 
 # Imports everything once; each training is a fork of a process that has computed nothing yet.
-processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(
+forkserver = multiprocessing.get_context('forkserver')
+forkserver.set_forkserver_preload(
     ['sa_mmdet.launch', *(f'mmdet.{name}' for name in ('datasets', 'engine', 'evaluation'))])
 
 
@@ -58,7 +58,7 @@ class Training:
 
     def __init__(self, config: Path, work_dir: Path):
         self.folder = work_dir
-        self.process = processes.Process(target=train, args=(config, work_dir))
+        self.process = forkserver.Process(target=train, args=(config, work_dir))
         self.process.start()
         self.started = time.monotonic()
 
