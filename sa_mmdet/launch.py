@@ -57,7 +57,7 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         _check_initial_weights(config)
     on_cpus = args.launcher != 'none' and not torch.cuda.is_available()
     if on_cpus:
-        _start_cpu_processes(args.launcher, config.get('find_unused_parameters', False))
+        _start_cpu_processes(args.launcher, config)
     try:
         tool['main']()
     except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
@@ -145,13 +145,31 @@ def _datasets(node) -> Iterator[ConfigDict]:
             yield from _datasets(node.get(key))
 
 
-def _start_cpu_processes(launcher: str, find_unused_parameters: bool) -> None:
+def _start_cpu_processes(launcher: str, config: Config) -> None:
     """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
     if launcher != 'pytorch':
         sys.exit(f'error: --launcher {launcher} needs a GPU on every node, and this one has none. '
                  'On CPUs use tools/dist_train.sh and tools/dist_test.sh.')
+    synchronised = list(_synchronised_norms(config.model, 'model'))
+    if config.get('sync_bn'):
+        synchronised.append('sync_bn=None')
+    if synchronised:
+        sys.exit('error: PyTorch synchronises batch norms between GPUs only, and there is none '
+                 f'here. On CPUs leave that out: --cfg-options {" ".join(synchronised)}')
     torch.distributed.init_process_group('gloo')
     sys.argv += [
         '--cfg-options', *CPU_WRAPPER_OPTIONS,
-        f'model_wrapper_cfg.find_unused_parameters={find_unused_parameters}'
+        f'model_wrapper_cfg.find_unused_parameters={config.get("find_unused_parameters", False)}'
     ]
+
+
+def _synchronised_norms(node, path: str) -> Iterator[str]:
+    """The options that make ordinary batch norms of those in a model's configuration."""
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            yield f'{path}.type=BN'
+        for key, value in node.items():
+            yield from _synchronised_norms(value, f'{path}.{key}')
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _synchronised_norms(value, f'{path}.{index}')

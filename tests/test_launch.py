@@ -204,3 +204,17 @@ def test_slurm_without_a_gpu(tmp_path):
     result = tool('train.py', CONFIG, '--launcher', 'slurm', '--cfg-options',
                   'model.backbone.init_cfg=None', cwd=tmp_path)
     assert 'error: --launcher slurm needs a GPU on every node' in result.stderr
+
+
+@pytest.mark.usefixtures('data')
+def test_synchronised_batch_norms_without_a_gpu(tmp_path):
+    """The remedy is the options to add."""
+    options = ['model.backbone.init_cfg=None', 'model.backbone.norm_cfg.type=SyncBN',
+               'model.roi_head.bbox_head.norm_cfg.type=MMSyncBN', 'sync_bn=torch']
+    result = tool('train.py', CONFIG, '--launcher', 'pytorch', '--cfg-options', *options,
+                  cwd=tmp_path)
+    assert result.returncode == 1
+    assert 'error: PyTorch synchronises batch norms between GPUs only' in result.stderr
+    assert result.stderr.endswith(
+        'On CPUs leave that out: --cfg-options model.backbone.norm_cfg.type=BN '
+        'model.roi_head.bbox_head.norm_cfg.type=BN sync_bn=None\n')
