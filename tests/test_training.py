@@ -51,12 +51,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def run(*command, cwd, options):
+def run(*command, cwd, options, fails=False):
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
     result = subprocess.run(
         [*map(str, command), '--cfg-options', *options], cwd=cwd, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {'PATH': path})
-    assert result.returncode == 0, result.stdout[-5000:]
+    assert bool(result.returncode) == fails, result.stdout[-5000:]
     assert 'Could not safely load weights' not in result.stdout  # onedl's way to weights_only=False
     return result.stdout
 
@@ -115,6 +115,7 @@ SAME_SIZE = [
     'train_dataloader.dataset.pipeline.2.keep_ratio=False',
     'train_dataloader.dataset.pipeline.3.prob=0.'
 ]
+UNEVEN = ['val_dataloader.dataset.indices=3', 'test_dataloader.dataset.indices=3']
 
 
 def gradients(checkpoint):
@@ -130,7 +131,7 @@ def test_two_cpu_processes(tmp_path, coco_tiny, monkeypatch):
     monkeypatch.setenv('PORT', str(free_port()))
     config = tmp_path / 'config.py'
     config.write_text(WITHOUT_CHANCE)
-    options = [*reduced(coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE]
+    options = [*reduced(coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE, *UNEVEN]
 
     def run_into(name, *command, **more):
         outputs = f'{tmp_path}/{name}'
@@ -159,7 +160,41 @@ def test_two_cpu_processes(tmp_path, coco_tiny, monkeypatch):
     alone = run_into('alone', sys.executable, test, config, checkpoint)
     assert metrics(tested) == metrics(alone) == metrics(trained)
     assert detections('tested') == detections('alone') == detections('trained')
-    assert len(detections('alone')[1]) == 40  # 4 images, the 10 best of each
+    assert len(detections('alone')[1]) == 30  # 3 images, the 10 best of each
+
+
+MURDER = '''
+import os
+import signal
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class Murder(Hook):
+
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+'''
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_dies(tmp_path, coco_tiny, monkeypatch):
+    """The other ends as well, and the command fails."""
+    (tmp_path / 'murder.py').write_text(MURDER)
+    (tmp_path / 'config.py').write_text(f'''
+_base_ = {str(config_of('mask_rcnn'))!r}
+custom_imports = dict(imports=['sa_mmdet', 'murder'])
+custom_hooks = [dict(type='Murder')]
+''')
+    monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
+    monkeypatch.setenv('PORT', str(free_port()))
+    result = run(ROOT / 'tools/dist_train.sh', tmp_path / 'config.py', 2, cwd=tmp_path,
+                 options=reduced(coco_tiny, epochs=1000), fails=True)
+    assert 'Signal 9 (SIGKILL)' in result
+    assert 'Epoch(val)' not in result
 
 
 @pytest.mark.slow
