@@ -107,6 +107,7 @@ def test_forced_for_a_tensor_it_does_not_take(x, parameters):
 @pytest.mark.parametrize(('shape', 'groups', 'message'), [
     ((16, 6, 5), 2, r'x must be \(N, C, H, W\)'),
     ((2, 15, 6, 5), 2, '15 channels, which is not divisible by 2'),
+    ((2, 16, 6, 0), 2, r'planes without pixels.*got shape \(2, 16, 6, 0\)'),
     ((2, 16, 6, 5), 0, 'not divisible by'),
     ((2, 16, 6, 5), 4, r'has not C / \(2 \* groups\) = 2 values'),
 ], ids=str)

@@ -40,9 +40,14 @@ def shuffle_attention(
     torch.jit.trace, torch.func and ONNX export, it is the formula. So is double backward; forward
     mode differentiation needs ``implementation='reference'``.
 
+    Every plane (n, c) is computed by itself: a NaN or an infinity may make the whole of its plane
+    NaN, in the output and in the gradient of ``x``, but no other; the gradients of the parameters
+    that the plane is multiplied with or shifted by become NaN too. In float32 and bfloat16 values
+    up to 1e15 are safe: beyond, their squares or the sums of these can leave float32.
+
     Args:
-        x: (N, C, H, W), floating point, C divisible by 2 * groups, any strides; contiguous and
-            channels_last are the fast ones.
+        x: (N, C, H, W), floating point, C divisible by 2 * groups, N may be 0, H and W not; any
+            strides, contiguous and channels_last are the fast ones.
         cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
         gn_weight, gn_bias: (p,).
         groups: number of groups.
@@ -54,8 +59,8 @@ def shuffle_attention(
         (N, C, H, W) in the dtype of ``x``, channels_last if ``x`` is and the operator computes it.
 
     Raises:
-        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, or a
-            parameter has not p values.
+        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, a
+            parameter has not p values, or H or W is 0.
         RuntimeError: the forced implementation cannot be used, or not for ``x``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias

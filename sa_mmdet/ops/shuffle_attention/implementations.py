@@ -82,6 +82,9 @@ def check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> N
     """Raise ValueError unless the input and the six parameters fit each other."""
     if x.dim() != 4:
         raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
+    if 0 in x.shape[2:]:
+        raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
+                         f'at least 1, got shape {tuple(x.shape)}')
     if groups < 1 or x.shape[1] % (2 * groups):
         raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
                          f'{2 * groups}')
