@@ -3,7 +3,8 @@
 Tested under Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors if forced.
 Not run on a GPU yet, only compiled for one: neither its speed nor the choice of tiles below is
 measured. A channels_last tensor gets 32 channels a program, which leaves most of a GPU idle where
-there are few channels and images.
+there are few channels and images. Every program writes what is its own and the sums over planes are
+PyTorch's: there is no atomic operation in whose order results could differ.
 """
 import os
 from importlib.util import find_spec

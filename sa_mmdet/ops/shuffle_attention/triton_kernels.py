@@ -97,8 +97,10 @@ def _statistics(z, z_ptr, plane_exists, area, z_pixel, BLOCK: tl.constexpr,
     """Mean, as center + residual, and variance of the planes whose first block is z."""
     # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
     # it is at most area / BLOCK variances, so that little cancels below.
-    first = tl.sum(z, 1) / tl.minimum(area, BLOCK)
+    # And that mean from deviations from one element: of a constant plane nothing is left to round.
     exist = _exist(plane_exists, 0, area, BLOCK)
+    one = tl.sum(tl.where((tl.arange(0, BLOCK) == 0)[None, :], z, 0.0), 1)
+    first = one + tl.sum(tl.where(exist, z - one[:, None], 0.0), 1) / tl.minimum(area, BLOCK)
     deviation = tl.where(exist, z - first[:, None], 0.0)
     total, squares = deviation, deviation * deviation
     if not ONE_BLOCK:
