@@ -4,9 +4,14 @@ from pathlib import Path
 # PyTorch reads this when it is imported, here and in the processes that tests start.
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+# No test needs a GPU.
+os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
+# Triton reads this when the kernels are imported; only tests that force them come there on CPU.
+os.environ.setdefault('TRITON_INTERPRET', '1')
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from mmengine.registry import DefaultScope
 
 from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
@@ -14,10 +19,14 @@ from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 ROOT = Path(__file__).parents[1]
 COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
 
-# Configs name their data relative to the folder where a command is started; no test needs a GPU.
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-# Triton reads this when the kernels are imported; only tests that force them come there on CPU.
-os.environ.setdefault('TRITON_INTERPRET', '1')
+
+# Property tests try the same examples every time, so that what passed keeps passing. To try others:
+# pytest tests/ops/test_properties.py --hypothesis-profile=explore [--hypothesis-seed=N]
+settings.register_profile('repeatable', derandomize=True, max_examples=40, deadline=None,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile('explore', settings.get_profile('repeatable'), derandomize=False,
+                          max_examples=1000, print_blob=True)
+settings.load_profile('repeatable')
 
 
 def pytest_addoption(parser):

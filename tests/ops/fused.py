@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from sa_mmdet.ops.bottleneck_tail import bottleneck_tail, bottleneck_tail_reference
 from sa_mmdet.ops.shuffle_attention import (
+    channel_shuffle,
     cpu,
     implementations,
     shuffle_attention,
@@ -31,15 +32,21 @@ CASES += [('triton', dtype, *shape)
           for dtype in DTYPES if dtype != torch.float64 for shape in SHAPES[:4]]
 
 
-def require(implementation):
-    """Skip where the implementation cannot be used, saying why."""
-    name = implementation.split('-')[0]
-    if reason := implementations()[name]:
-        pytest.skip(reason)
+def refusal(implementation):
+    """Why the implementation cannot be used, None if it can."""
+    if reason := implementations()[implementation.split('-')[0]]:
+        return reason
     if implementation in LIBRARIES:
         loaded = cpu.capability()[0]
         if LIBRARIES.index(implementation) < LIBRARIES.index(f'cpu-{loaded}'):
-            pytest.skip('this CPU has no ' + implementation)
+            return 'this CPU has no ' + implementation
+    return None
+
+
+def require(implementation):
+    """Skip where the implementation cannot be used, saying why."""
+    if reason := refusal(implementation):
+        pytest.skip(reason)
 
 
 @contextmanager
@@ -88,18 +95,20 @@ def gradients(function, x, parameters, dy):
     return y, *torch.autograd.grad(y, (x, *parameters), dy)
 
 
-def assert_close(name, actual, expected, terms=0.):
-    """Equal to some units of rounding of the largest value, or of ``terms`` if that is more.
+def assert_close(name, actual, expected, terms=0., ulps=4):
+    """Equal to ``ulps`` units of rounding of the largest value, or of ``terms`` if that is more.
 
     Of a sum, ``terms`` is that over the absolute values of its terms, of which much may cancel.
     """
     assert actual.shape == expected.shape, name
-    assert torch.equal(actual.isnan(), expected.isnan()), name
-    if not actual.numel():
+    rounded = expected.to(actual.dtype)  # to infinity, where the dtype ends
+    for special in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(special(actual), special(rounded)), f'{name}: {special.__name__}'
+    numbers = rounded.isfinite()
+    if not numbers.any():
         return
     # the formula in float64 has rounding errors of its own
-    ulps = 1e5 if actual.dtype == torch.float64 else 4
-    numbers = ~expected.isnan()
+    ulps = 1e5 if actual.dtype == torch.float64 else ulps
     actual, expected, eps = actual[numbers], expected[numbers], torch.finfo(actual.dtype).eps
     tolerance = ulps * eps * max(expected.abs().max().item(), terms)
     error = (actual.double() - expected).abs().max().item()
@@ -119,7 +128,21 @@ def sum_of_terms(dy, x, channels):
     return (dy.double().abs().nanmean() * x.double().abs().nanmean()).item() * x.numel() / channels
 
 
-def check(implementation, x, parameters, groups, dy):
+def terms_of_dx(dy, x, parameters, groups):
+    """The largest of those that go through a plane's statistics, of which much may cancel."""
+    n, c, h, w = x.shape
+    p = c // (2 * groups)
+    cweight, _, sweight, _, gn_weight, _ = (
+        parameter.detach().double().view(p, 1, 1) for parameter in parameters)
+    x, dy = (tensor.detach().double() for tensor in (x, channel_shuffle(dy, c // 2)))
+    dz = (dy * x / 4).abs().reshape(n * groups, 2, p, h, w)
+    variance = x.var((2, 3), correction=0).view(n * groups, 2, p, 1, 1)[:, 1]
+    through_mean = cweight * dz[:, 0].mean((2, 3), keepdim=True)
+    through_norm = sweight * gn_weight * (variance + 1e-5).rsqrt() * dz[:, 1]
+    return max(terms.abs().max().item() for terms in (through_mean, through_norm))
+
+
+def check(implementation, x, parameters, groups, dy, ulps=4, terms_of_dx=0.):
     """Output and all gradients are those of the formula in float64, to some units of rounding."""
     with forced(implementation) as name:
         actual = gradients(
@@ -128,10 +151,10 @@ def check(implementation, x, parameters, groups, dy):
         lambda *args: shuffle_attention_reference(*args, groups), x.double(), wide(parameters),
         dy.double())
 
-    terms = sum_of_terms(dy, x, x.shape[1] // (2 * groups))
-    for name, a, e in zip(('y', 'dx', *PARAMETERS), actual, expected, strict=True):
+    terms = [0., terms_of_dx, *[sum_of_terms(dy, x, x.shape[1] // (2 * groups))] * 6]
+    for name, a, e, t in zip(('y', 'dx', *PARAMETERS), actual, expected, terms, strict=True):
         assert a.dtype == (x.dtype if name in ('y', 'dx') else parameters[0].dtype)
-        assert_close(name, a, e, 0. if name in ('y', 'dx') else terms)
+        assert_close(name, a, e, t, ulps)
     return actual
 
 
@@ -167,7 +190,8 @@ def tail_gradients(function, z, identity, batch_norm, parameters, dout):
     return out, *torch.autograd.grad(out, tensors, dout)
 
 
-def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout):
+def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout, ulps=4,
+               terms_of_dz=0.):
     """As ``check``, for the tail of a bottleneck."""
     with forced(implementation) as name:
         actual = tail_gradients(
@@ -179,8 +203,8 @@ def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout
 
     out, dz, didentity, *of_parameters = actual
     assert out.dtype == dz.dtype == didentity.dtype == z.dtype
-    assert_close('out', out, expected[0])
-    assert_close('dz', dz, expected[1])
+    assert_close('out', out, expected[0], ulps=ulps)
+    assert_close('dz', dz, expected[1], terms_of_dz, ulps)
     assert torch.equal(didentity.double(), expected[2])
 
     x = normalised(z, batch_norm)
@@ -197,5 +221,5 @@ def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout
     for name, tensor, a, e, t in zip(
             names, tensors, of_parameters, expected[3:], terms, strict=True):
         assert a.dtype == tensor.dtype
-        assert_close(name, a, e, t)
+        assert_close(name, a, e, t, ulps)
     return actual
