@@ -22,7 +22,7 @@ COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
 
 # Property tests try the same examples every time, so that what passed keeps passing. To try others:
 # pytest tests/ops/test_properties.py --hypothesis-profile=explore [--hypothesis-seed=N]
-settings.register_profile('repeatable', derandomize=True, max_examples=40, deadline=None,
+settings.register_profile('repeatable', derandomize=True, max_examples=60, deadline=None,
                           suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile('explore', settings.get_profile('repeatable'), derandomize=False,
                           max_examples=1000, print_blob=True)
