@@ -299,7 +299,7 @@ def test_operator_is_what_torch_library_demands(implementation, layout, with_bat
     (dict(identity=torch.zeros(2, 8, 4, 1)), r'identity must have the shape of z, .*4, 3\D.*4, 1'),
     (dict(identity=torch.zeros(2, 8, 4, 3).double()), r'the dtype of z, torch\.float32, got .*64'),
     (dict(identity=torch.zeros(2, 8, 4, 3, device='meta')), 'the device of z, cpu, got meta'),
-    (dict(batch_norm=random_batch_norm(4)), 'has 4 values for 8 channels'),
+    (dict(batch_norm=random_batch_norm(4)), r'weight of shape \(4,\) has not C = 8 values'),
 ], ids=['dimensions', 'channels', 'parameters', 'shape', 'dtype', 'device', 'batch norm'])
 def test_bad_arguments(change, message):
     arguments = dict(z=torch.zeros(2, 8, 4, 3), identity=torch.zeros(2, 8, 4, 3),

@@ -1,6 +1,6 @@
 """What every attention layer shares: its checks, and its registration."""
 import math
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from mmdet.registry import MODELS
@@ -24,6 +24,36 @@ def check_positive_int(name: str, value: int) -> None:
         raise TypeError(f'{name} must be an integer, got {value!r}')
     if value < 1:
         raise ValueError(f'{name} must be at least 1, got {value}')
+
+
+def check_bool(name: str, value: bool) -> None:
+    """Raise TypeError unless ``value`` is True or False: a text such as 'no' would count as True."""
+    if not isinstance(value, bool):
+        raise TypeError(f'{name} must be True or False, got {value!r}')
+
+
+def check_number(name: str, value: float, minimum: float = -math.inf) -> None:
+    """Raise TypeError or ValueError unless ``value`` is a finite number of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f'{name} must be a number, got {value!r}')
+    if not math.isfinite(value) or value < minimum:
+        at_least = f' of at least {minimum}' if math.isfinite(minimum) else ''
+        raise ValueError(f'{name} must be a finite number{at_least}, got {value}')
+
+
+def check_feature_map(name: str, x: Tensor, channels: int) -> None:
+    """Raise TypeError or ValueError unless ``x`` is (N, ``channels``, H, W) in floating point.
+
+    Args:
+        name: of the module that ``x`` is given to.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = f'one of {x.dtype}' if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f'{name} expects a floating point tensor, got {found}: convert it, by '
+                        'torch.as_tensor(x).float() for example')
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ValueError(f'{name} expects input of shape (N, {channels}, H, W), got '
+                         f'{tuple(x.shape)}')
 
 
 def sigmoid(x: float) -> float:
@@ -61,12 +91,10 @@ class AttentionLayer(nn.Module):
             (N, C, H, W) in the dtype of ``x``, under autocast too.
 
         Raises:
+            TypeError: ``x`` is no tensor, or not of a floating dtype.
             ValueError: ``x`` is not 4-D or has other than C channels.
         """
-        if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'{type(self).__name__} expects input of shape (N, {self.in_channels}, H, W), '
-                f'got {tuple(x.shape)}')
+        check_feature_map(type(self).__name__, x, self.in_channels)
         return self.attend(x)
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:

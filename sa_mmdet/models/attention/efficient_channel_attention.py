@@ -2,7 +2,7 @@ import math
 
 from torch import Tensor, nn
 
-from .base import AttentionLayer, register_attention
+from .base import AttentionLayer, check_number, register_attention
 
 
 @register_attention
@@ -20,14 +20,16 @@ class EfficientChannelAttention(AttentionLayer):
         (N, C, H, W) -> (N, C, H, W).
 
     Raises:
-        TypeError: ``in_channels`` is not an integer.
-        ValueError: ``in_channels`` is below 1 or ``gamma`` is not positive.
+        TypeError: ``in_channels`` is not an integer, or ``gamma`` or ``b`` not a number.
+        ValueError: ``in_channels`` is below 1, ``gamma`` not positive, or a number not finite.
     """
 
     _abbr_ = 'eca'
 
     def __init__(self, in_channels: int, gamma: float = 2, b: float = 1):
         super().__init__(in_channels)
+        check_number('gamma', gamma)
+        check_number('b', b)
         if gamma <= 0:
             raise ValueError(f'gamma must be positive, got {gamma}')
         k = int(abs((math.log2(in_channels) + b) / gamma))

@@ -2,7 +2,14 @@ import torch
 from torch import Tensor, nn
 
 from ...ops.shuffle_attention import shuffle_attention, shuffle_attention_reference
-from .base import AttentionLayer, check_positive_int, register_attention, sigmoid
+from .base import (
+    AttentionLayer,
+    check_bool,
+    check_number,
+    check_positive_int,
+    register_attention,
+    sigmoid,
+)
 
 FC_CHOICES = ('affine', 'conv', 'none')
 
@@ -41,9 +48,10 @@ class ShuffleAttention(AttentionLayer):
         (N, C, H, W) -> (N, C, H, W), any floating dtype.
 
     Raises:
-        TypeError: ``in_channels`` or ``groups`` is not an integer.
-        ValueError: ``in_channels`` or ``groups`` is below 1, C is not divisible by 2 * groups, or
-            ``fc`` is none of the three.
+        TypeError: ``in_channels`` or ``groups`` is not an integer, ``eps`` not a number, ``gn`` or
+            ``shuffle`` not a bool.
+        ValueError: ``in_channels`` or ``groups`` is below 1, C is not divisible by 2 * groups,
+            ``eps`` is negative or not finite, or ``fc`` is none of the three.
     """
 
     _abbr_ = 'sa'
@@ -57,6 +65,9 @@ class ShuffleAttention(AttentionLayer):
                  fc: str = 'affine'):
         super().__init__(in_channels)
         _check_groups(in_channels, groups)
+        check_number('eps', eps, minimum=0)
+        check_bool('gn', gn)
+        check_bool('shuffle', shuffle)
         if fc not in FC_CHOICES:
             raise ValueError(f'fc must be one of {FC_CHOICES}, got {fc!r}')
         self.groups = groups

@@ -1,7 +1,13 @@
 import torch
 from torch import Tensor, nn
 
-from .base import AttentionLayer, check_positive_int, register_attention, sigmoid
+from .base import (
+    AttentionLayer,
+    check_number,
+    check_positive_int,
+    register_attention,
+    sigmoid,
+)
 
 
 @register_attention
@@ -21,8 +27,9 @@ class SpatialGroupEnhance(AttentionLayer):
         (N, C, H, W) -> (N, C, H, W).
 
     Raises:
-        TypeError: ``in_channels`` or ``groups`` is not an integer.
-        ValueError: one of them is below 1, or C is not divisible by ``groups``.
+        TypeError: ``in_channels`` or ``groups`` is not an integer, or ``eps`` not a number.
+        ValueError: one of the integers is below 1, C is not divisible by ``groups``, or ``eps`` is
+            negative or not finite.
     """
 
     _abbr_ = 'sge'
@@ -31,7 +38,10 @@ class SpatialGroupEnhance(AttentionLayer):
         super().__init__(in_channels)
         check_positive_int('groups', groups)
         if in_channels % groups:
-            raise ValueError(f'in_channels={in_channels} is not divisible by groups={groups}')
+            fitting = [g for g in range(1, in_channels + 1) if in_channels % g == 0]
+            raise ValueError(f'in_channels={in_channels} is not divisible by groups={groups}: use '
+                             f'one of groups={fitting}')
+        check_number('eps', eps, minimum=0)
         self.groups = groups
         self.eps = eps
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))

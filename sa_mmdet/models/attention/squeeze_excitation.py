@@ -1,7 +1,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .base import AttentionLayer, check_positive_int, register_attention
+from .base import AttentionLayer, check_bool, check_positive_int, register_attention
 
 
 @register_attention
@@ -20,7 +20,7 @@ class SqueezeExcitation(AttentionLayer):
         (N, C, H, W) -> (N, C, H, W).
 
     Raises:
-        TypeError: ``in_channels`` or ``reduction`` is not an integer.
+        TypeError: ``in_channels`` or ``reduction`` is not an integer, or ``bias`` not a bool.
         ValueError: one of them is below 1, or ``reduction`` exceeds ``in_channels``.
     """
 
@@ -29,6 +29,7 @@ class SqueezeExcitation(AttentionLayer):
     def __init__(self, in_channels: int, reduction: int = 16, bias: bool = False):
         super().__init__(in_channels)
         hidden = reduced_channels(in_channels, reduction)
+        check_bool('bias', bias)
         self.fc1 = nn.Linear(in_channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, in_channels, bias=bias)
 

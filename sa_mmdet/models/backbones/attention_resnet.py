@@ -4,18 +4,11 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from ...checkpoint import TORCHVISION_MISSING, convert_on_load
-from ..attention import AttentionLayer
+from ..attention import ShuffleAttention
+from ..attention.base import check_bool, check_feature_map
+from .arguments import STAGES, check_names, check_plugins, check_stages, find_layer
 from .attention_bottleneck import AttentionBottleneck
 from .folding import conv_norm
-
-
-def _find_layer(name: str) -> type:
-    layer = MODELS.get(name)
-    if layer is None:
-        known = sorted(cls.__name__ for cls in AttentionLayer.__subclasses__())
-        raise ValueError(f'unknown attention type {name!r}: known are {", ".join(known)}, and any '
-                         'plugin layer registered in mmdet.registry.MODELS')
-    return layer
 
 
 @MODELS.register_module()
@@ -43,8 +36,9 @@ class AttentionResNet(ResNet):
         ``out_indices``.
 
     Raises:
-        ValueError: the depth has no bottlenecks, or the attention is unknown or does not fit; on
-            loading (``ConversionError``), the checkpoint has a part of the attention's parameters,
+        TypeError, ValueError: the depth has no bottlenecks, the attention is unknown or does not
+            fit, or another argument is none that ``mmdet.ResNet`` takes. The message names it,
+            what was given, and what is possible. On loading (``ConversionError``), the checkpoint has a part of the attention's parameters,
             or cannot be converted.
     """
 
@@ -59,21 +53,20 @@ class AttentionResNet(ResNet):
                  plugins: list[dict] | None = None,
                  convert_weights: bool = True,
                  **kwargs):
-        if depth not in self.arch_settings:
+        if depth not in list(self.arch_settings):
             raise ValueError(
                 f'{type(self).__name__} needs a ResNet made of bottlenecks: depth must be one of '
                 f'{sorted(self.arch_settings)}, got {depth!r}')
-        if isinstance(attention, str):
-            attention = dict(type=attention)
-        if not isinstance(attention, dict) or 'type' not in attention:
-            raise ValueError('attention must be the name of a layer or a config with a "type", '
-                             f'got {attention!r}')
-        layer = attention['type']
-        if isinstance(layer, str):
-            layer = _find_layer(layer)
-        plugin = dict(cfg=dict(attention, type=layer), position='after_conv3')
-        super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
+        check_bool('convert_weights', convert_weights)
+        check_stages(**kwargs)
+        plugin = dict(cfg=find_layer(attention), position='after_conv3')
+        num_stages = kwargs.get('num_stages', STAGES)
+        check_plugins(plugins or [], num_stages)
+        plugins = [plugin, *(plugins or [])]
+        check_names(plugins, num_stages)
+        super().__init__(depth, plugins=plugins, **kwargs)
         self.convert_weights = convert_weights
+        self.in_channels = kwargs.get('in_channels', 3)
 
     def make_res_layer(self, **kwargs):
         """Build a stage of ``AttentionBottleneck`` where ``mmdet.ResNet`` asks for its own."""
@@ -87,7 +80,12 @@ class AttentionResNet(ResNet):
 
         Returns:
             As the class says.
+
+        Raises:
+            TypeError: ``x`` is no tensor, or not of a floating dtype.
+            ValueError: ``x`` is not 4-D or has other than ``in_channels`` channels.
         """
+        check_feature_map(type(self).__name__, x, self.in_channels)
         x = self.maxpool(self._stem(x))
         features = []
         for i, name in enumerate(self.res_layers):
@@ -138,9 +136,20 @@ class SAResNet(AttentionResNet):
         **kwargs: as for ``AttentionResNet``.
 
     Raises:
-        ValueError: as ``AttentionResNet``; the channels do not divide by 2 * groups.
+        TypeError, ValueError: as ``AttentionResNet``; the channels do not divide by 2 * groups; the
+            attention is another than shuffle attention.
     """
 
     def __init__(self, depth: int, attention: dict | None = None, **kwargs):
-        attention = dict(type='ShuffleAttention') | (attention or {})
+        if attention is None:
+            attention = {}
+        if not isinstance(attention, dict):
+            raise TypeError('attention of SAResNet must be a dict of options of ShuffleAttention, '
+                            f'such as dict(groups=32), got {attention!r}; AttentionResNet takes '
+                            'the name of a layer')
+        attention = dict(type='ShuffleAttention') | attention
+        layer = find_layer(attention)['type']
+        if not issubclass(layer, ShuffleAttention):
+            raise ValueError('the attention of SAResNet is ShuffleAttention, got '
+                             f'{layer.__name__}: use AttentionResNet for others')
         super().__init__(depth, attention=attention, **kwargs)

@@ -5,12 +5,16 @@ from torch import Tensor
 from ..shuffle_attention.implementations import (
     HAS_OPERATOR,
     check_arguments,
+    check_floating,
+    check_values,
     is_eager,
     is_formula,
 )
 from .reference import BatchNorm, bottleneck_tail_reference
 
 __all__ = ['bottleneck_tail', 'bottleneck_tail_reference']
+
+BATCH_NORM = ('weight', 'bias', 'running mean', 'running variance')
 
 if HAS_OPERATOR:
     from .operator import BottleneckTailFunction
@@ -54,8 +58,8 @@ def bottleneck_tail(
         (N, C, H, W) in the dtype of ``z``, channels_last if ``z`` is and the operator computes it.
 
     Raises:
-        ValueError: as ``shuffle_attention``; ``identity`` differs from ``z`` in shape, dtype or
-            device; a tensor of the batch norm has not C values.
+        TypeError, ValueError: as ``shuffle_attention``; ``identity`` differs from ``z`` in shape,
+            dtype or device; ``batch_norm`` is not four tensors of C values on that device.
         RuntimeError: the forced implementation cannot be used, or not for ``z``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
@@ -73,11 +77,17 @@ def bottleneck_tail(
 
 
 def _check(z: Tensor, identity: Tensor, batch_norm: BatchNorm | None) -> None:
+    check_floating('identity', identity)
     for what in ('shape', 'dtype', 'device'):
         found, expected = getattr(identity, what), getattr(z, what)
         if found != expected:
             raise ValueError(f'identity must have the {what} of z, {expected}, got {found}')
-    for tensor in batch_norm or ():
-        if tensor.numel() != z.shape[1]:
-            raise ValueError(f'a tensor of the batch norm has {tensor.numel()} values for '
-                             f'{z.shape[1]} channels')
+    if batch_norm is None:
+        return
+    if not isinstance(batch_norm, (tuple, list)) or len(batch_norm) != len(BATCH_NORM):
+        found = (f'{len(batch_norm)} of them' if isinstance(batch_norm, (tuple, list)) else
+                 type(batch_norm).__name__)
+        raise TypeError(f'batch_norm must be None or four tensors, {", ".join(BATCH_NORM)}; got '
+                        f'{found}')
+    for name, tensor in zip(BATCH_NORM, batch_norm, strict=True):
+        check_values(f"the batch norm's {name}", tensor, z.shape[1], 'C', z.device)

@@ -59,8 +59,9 @@ def shuffle_attention(
         (N, C, H, W) in the dtype of ``x``, channels_last if ``x`` is and the operator computes it.
 
     Raises:
-        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, a
-            parameter has not p values, or H or W is 0.
+        TypeError: ``x`` or a parameter is no tensor of a floating dtype, or ``groups`` no integer.
+        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, H or
+            W is 0, or a parameter has not p values or is on another device than ``x``.
         RuntimeError: the forced implementation cannot be used, or not for ``x``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias

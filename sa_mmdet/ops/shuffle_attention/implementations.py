@@ -1,5 +1,6 @@
 """Which implementation of shuffle attention computes what."""
 import os
+from numbers import Integral
 from types import ModuleType
 
 import torch
@@ -11,6 +12,7 @@ ENVIRONMENT_VARIABLE = 'SA_MMDET_OPS'
 
 FUSED: dict[str, ModuleType] = {'cpu': cpu, 'triton': triton}
 NAMES = ('reference', *FUSED)
+PARAMETERS = ('cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias')
 BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
 
 # What registers the operator came with torch 2.4.
@@ -20,7 +22,7 @@ HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 def implementations() -> dict[str, str | None]:
     """The implementations of ``shuffle_attention``: name -> None, or why it cannot be used here.
 
-    'reference' is the formula in PyTorch, for every device and dtype; 'cpu' is C++, for CPU tensors
+    'reference' is the formula in PyTorch, for every device and floating dtype; 'cpu' is C++, for CPU tensors
     in float32, float64, bfloat16 and float16; 'triton' is for CUDA tensors in float32, bfloat16 and
     float16.
     """
@@ -79,20 +81,39 @@ def is_eager(x: Tensor) -> bool:
 
 
 def check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
-    """Raise ValueError unless the input and the six parameters fit each other."""
+    """Raise TypeError or ValueError unless the input and the six parameters fit each other."""
+    check_floating('x', x)
     if x.dim() != 4:
         raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
     if 0 in x.shape[2:]:
         raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
                          f'at least 1, got shape {tuple(x.shape)}')
+    if type(groups) is bool or not isinstance(groups, Integral):
+        raise TypeError(f'groups must be an integer, got {groups!r}')
     if groups < 1 or x.shape[1] % (2 * groups):
         raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
-                         f'{2 * groups}')
+                         f'{2 * groups}: choose another number of groups')
     p = x.shape[1] // (2 * groups)
-    for parameter in parameters:
-        if parameter.numel() != p:
-            raise ValueError(f'a parameter of shape {tuple(parameter.shape)} has not C / (2 * '
-                             f'groups) = {p} values')
+    for name, parameter in zip(PARAMETERS, parameters, strict=True):
+        check_values(name, parameter, p, 'C / (2 * groups)', x.device)
+
+
+def check_values(name: str, tensor: Tensor, count: int, meaning: str, device: torch.device) -> None:
+    """Raise TypeError or ValueError unless ``tensor`` has ``count`` numbers on ``device``."""
+    check_floating(name, tensor)
+    if tensor.numel() != count:
+        raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} values')
+    if tensor.device != device:
+        raise ValueError(f'{name} must be on the device of the input, {device}, got '
+                         f'{tensor.device}: move the module or the input by .to()')
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is one of a floating dtype."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f'{name} must be a floating point tensor, got {found}: convert it, by '
+                        'torch.as_tensor(...).float() for example')
 
 
 def _unavailable(name: str) -> str | None:
