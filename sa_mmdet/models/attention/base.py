@@ -27,7 +27,7 @@ def check_positive_int(name: str, value: int) -> None:
 
 
 def check_bool(name: str, value: bool) -> None:
-    """Raise TypeError unless ``value`` is True or False: a text such as 'no' would count as True."""
+    """Raise TypeError unless ``value`` is a bool: a text such as 'no' would count as True."""
     if not isinstance(value, bool):
         raise TypeError(f'{name} must be True or False, got {value!r}')
 

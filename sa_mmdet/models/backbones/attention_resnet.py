@@ -38,8 +38,9 @@ class AttentionResNet(ResNet):
     Raises:
         TypeError, ValueError: the depth has no bottlenecks, the attention is unknown or does not
             fit, or another argument is none that ``mmdet.ResNet`` takes. The message names it,
-            what was given, and what is possible. On loading (``ConversionError``), the checkpoint has a part of the attention's parameters,
-            or cannot be converted.
+            what was given, and what is possible.
+        ConversionError: on loading, the checkpoint has a part of the attention's parameters, or
+            cannot be converted.
     """
 
     arch_settings = {

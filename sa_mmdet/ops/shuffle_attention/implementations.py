@@ -22,9 +22,9 @@ HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 def implementations() -> dict[str, str | None]:
     """The implementations of ``shuffle_attention``: name -> None, or why it cannot be used here.
 
-    'reference' is the formula in PyTorch, for every device and floating dtype; 'cpu' is C++, for CPU tensors
-    in float32, float64, bfloat16 and float16; 'triton' is for CUDA tensors in float32, bfloat16 and
-    float16.
+    'reference' is the formula in PyTorch, for every device and floating dtype; 'cpu' is C++, for
+    CPU tensors in float32, float64, bfloat16 and float16; 'triton' is for CUDA tensors in float32,
+    bfloat16 and float16.
     """
     return {'reference': None, **{name: _unavailable(name) for name in FUSED}}
 
@@ -102,7 +102,8 @@ def check_values(name: str, tensor: Tensor, count: int, meaning: str, device: to
     """Raise TypeError or ValueError unless ``tensor`` has ``count`` numbers on ``device``."""
     check_floating(name, tensor)
     if tensor.numel() != count:
-        raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} values')
+        raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} '
+                         'values')
     if tensor.device != device:
         raise ValueError(f'{name} must be on the device of the input, {device}, got '
                          f'{tensor.device}: move the module or the input by .to()')
