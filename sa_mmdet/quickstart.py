@@ -14,11 +14,36 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
+from .checkpoint.convert import listed
 from .checkpoint.read import refuse_code
+from .configuration import ConfigError, read_config
 from .datasets import generate_shapes
-from .files import write_atomically
+from .files import folder_problem, write_atomically
+from .reproduce.checks import differing_keys
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+
+
+def check_quickstart(config: Config) -> None:
+    """Raise ConfigError unless a config has what ``run_quickstart`` needs, and a place for data."""
+    for key in ('train_dataloader', 'test_dataloader', 'train_cfg'):
+        if not isinstance(config.get(key), dict):
+            raise ConfigError(f'config {config.filename} has no {key}, found {config.get(key)!r}: '
+                              'give one for training and testing on the shapes data set, such as '
+                              'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py')
+    epochs = config.train_cfg.get('max_epochs')
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
+    root = config.train_dataloader.dataset.get('data_root') or ''
+    problem = folder_problem(Path(root)) if root else 'none is given'
+    if problem:
+        raise ConfigError(f'train_dataloader.dataset.data_root={root}, where the data set is '
+                          f'drawn: {problem}')
+    for path in Path(config.work_dir).glob('*.py'):  # where MMEngine notes what it was begun with
+        changed = list(differing_keys(read_config(path).get('model'), config.model.to_dict()))
+        if changed:
+            raise ConfigError(f'{config.work_dir} was begun with another model, of {path}: '
+                              f'{listed(changed)} changed. Give another --work-dir, or remove it')
 
 
 def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:

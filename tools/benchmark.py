@@ -26,10 +26,12 @@ from sa_mmdet.benchmark.report import (
     operator_table,
 )
 from sa_mmdet.benchmark.train import TrainCase, check_config, measure_training
-from sa_mmdet.files import write_atomically
+from sa_mmdet.configuration import ConfigError, read_config, reason
+from sa_mmdet.files import file_problem, write_atomically
 from sa_mmdet.ops import implementations
 from sa_mmdet.ops.shuffle_attention.implementations import choose
 
+OUTPUTS = ('.json', '.png')
 NETWORK_DTYPES = ('float32', 'bfloat16', 'float16')
 CONFIG = Path(__file__).parents[1] / 'configs/mask_rcnn/mask-rcnn_sa-r50_fpn_1x_coco.py'
 
@@ -110,16 +112,18 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         args.device = torch.device(args.device)
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
-        parser.error(f'--device {args.device}: {first_line(error)}')
+        parser.error(f'--device {args.device}: {reason(error)}')
+    if args.device.type not in ('cpu', 'cuda'):
+        parser.error(f'--device {args.device}: time and memory are measured on cpu and cuda')
     if args.command != 'op' and args.tf32 is not None and (
             args.device.type != 'cuda' or args.dtype != 'float32'):
         parser.error('--tf32 and --no-tf32 are for float32 on CUDA')
-    if args.out and not args.out.absolute().parent.is_dir():
-        parser.error(f'--out: the folder {args.out.absolute().parent} does not exist')
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    if args.out is not None:
+        if not args.out.name:
+            parser.error(f'--out {args.out}: give the name of a file, without its suffix')
+        for suffix in OUTPUTS:
+            if problem := file_problem(args.out.with_suffix(suffix)):
+                parser.error(f'--out: {problem}')
 
 
 def benchmark_operator(args: argparse.Namespace) -> None:
@@ -147,7 +151,7 @@ def benchmark_backbone(args: argparse.Namespace) -> None:
 
 def benchmark_training(args: argparse.Namespace) -> None:
     """Measure a detector's training step, print, and write what was asked for."""
-    case = network_case(args, TrainCase, config=read_config(args.config))
+    case = network_case(args, TrainCase, config=detector_config(args.config))
     report_networks(args, case, measure_training(case), args.config.stem)
 
 
@@ -158,14 +162,12 @@ def network_case(args: argparse.Namespace, kind: type[NetworkCase], **options) -
         formula=args.formula, repeats=args.repeats, **options)
 
 
-def read_config(path: Path) -> Config:
+def detector_config(path: Path) -> Config:
     """The config of a detector to compare; ends with a message where it is none."""
-    if not path.is_file():
-        sys.exit(f'error: config {path} does not exist')
     try:
-        config = Config.fromfile(path)
-    except Exception as error:  # a config is a program: whatever that raises
-        sys.exit(f'error: config {path} cannot be read: {first_line(error)}')
+        config = read_config(path)
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
     try:
         check_config(config)
     except ValueError as error:
@@ -209,7 +211,7 @@ def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
     try:
         rows = list(rows)
     except (RuntimeError, ValueError) as error:  # out of memory, a type that a layer lacks, ...
-        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {first_line(error)}')
+        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {reason(error)}')
     Console(width=None if sys.stdout.isatty() else 110).print(table(rows))
     return rows
 

@@ -8,14 +8,14 @@ import json
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.progress import track
 
 from sa_mmdet.analysis.complexity import CONVENTIONS, DETECTION_SHAPE, detector_complexity
 from sa_mmdet.analysis.complexity_table import compute_table, render, unexplained
 from sa_mmdet.analysis.paper import load_table
-from sa_mmdet.files import write_atomically
+from sa_mmdet.configuration import Overrides, check_detector, read_config
+from sa_mmdet.files import file_problem, write_atomically
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
@@ -38,14 +38,14 @@ def parse_args() -> argparse.Namespace:
         'the paper')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the rows to this file')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
+        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
     args = parser.parse_args()
     if args.table and (args.shape or args.cfg_options):
         parser.error('--shape and --cfg-options are for a config, not for --table')
     if args.shape and min(args.shape) < 1:
         parser.error(f'--shape must be positive, got {args.shape[0]} {args.shape[1]}')
-    if args.json and not args.json.absolute().parent.is_dir():
-        parser.error(f'--json: the folder {args.json.absolute().parent} does not exist')
+    if args.json and (problem := file_problem(args.json)):
+        parser.error(f'--json: {problem}')
     return args
 
 
@@ -73,13 +73,10 @@ def check_table(table: int) -> tuple[list[dict], bool]:
 
 def count_config(args: argparse.Namespace) -> list[dict]:
     """Print and return the two counts of one config."""
-    if not args.config.is_file():
-        sys.exit(f'error: config {args.config} does not exist')
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
     shape = tuple(args.shape or DETECTION_SHAPE)
     try:
+        config = read_config(args.config, args.cfg_options)
+        check_detector(config)
         counts = [detector_complexity(config, convention, shape) for convention in CONVENTIONS]
     except ValueError as error:
         sys.exit(f'error: {error}')

@@ -4,10 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
 from sa_mmdet.checkpoint import CheckpointError
 from sa_mmdet.checkpoint.files import convert_checkpoint
+from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,20 +23,17 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="compare the backbone's outputs before and after, on random input in float64")
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
+        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    if not args.config.is_file():
-        sys.exit(f'error: config {args.config} does not exist')
-    config = Config.fromfile(args.config)
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
     try:
+        config = read_config(args.config, args.cfg_options)
+        check_detector(config)
         convert_checkpoint(config, args.checkpoint, args.out, args.verify)
-    except CheckpointError as error:
+    except (CheckpointError, ConfigError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-
-from sa_mmdet.quickstart import run_quickstart
+from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_config
+from sa_mmdet.files import folder_problem
+from sa_mmdet.quickstart import check_quickstart, run_quickstart
 
 CONFIG = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 
@@ -25,21 +25,24 @@ def parse_args() -> argparse.Namespace:
         default=0.5,
         help='bbox and segm AP under which the exit status is 1')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value ...')
-    return parser.parse_args()
+        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
+    args = parser.parse_args()
+    if not -1 <= args.min_ap <= 1:
+        parser.error(f'--min-ap must be from -1 to 1, got {args.min_ap}')
+    if not args.work_dir or (problem := folder_problem(Path(args.work_dir))):
+        parser.error(f'--work-dir: {problem if args.work_dir else "none given"}: '
+                     'choose another')
+    return args
 
 
 def main() -> None:
     args = parse_args()
-    if not args.config.is_file():
-        sys.exit(f'error: config {args.config} does not exist')
-    config = Config.fromfile(args.config)
-    config.work_dir = args.work_dir
-    if args.cfg_options:
-        config.merge_from_dict(args.cfg_options)
     try:
+        config = read_config(args.config, {'work_dir': args.work_dir} | (args.cfg_options or {}))
+        check_quickstart(config)
+        check_detector(config)
         reached = run_quickstart(config, args.min_ap)
-    except FileExistsError as error:
+    except (ConfigError, FileExistsError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('interrupted: run the same command again to go on from the last whole epoch')

@@ -45,7 +45,8 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     init_default_scope('mmdet')
     model = _build(config.model)
     if not list(attention_blocks(model)):
-        raise ConversionError('the backbone of the config has no attention layer')
+        raise ConversionError('the backbone of the config has no attention layer: give the config '
+                              'of a detector with SAResNet, AttentionResNet or such a plugin')
     state, whole = _network_state(checkpoint['state_dict'], model)
     dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
     if dropped:
@@ -76,7 +77,8 @@ def _check_target(target: Path) -> None:
     if target.exists():
         raise ConversionError(f'{target} exists: remove it, or choose another name')
     if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise ConversionError(f'{target.parent} is not a folder that can be written to')
+        raise ConversionError(f'{target.parent} is not a folder that can be written to: '
+                              'make it, or choose another')
 
 
 def _build(cfg: ConfigDict) -> nn.Module:
@@ -111,10 +113,14 @@ def _check_keys(network: nn.Module, state: dict) -> None:
     shapes = [f'{key} {tuple(value.shape)} where {tuple(expected[key].shape)} is needed'
               for key, value in state.items()
               if key in expected and value.shape != expected[key].shape]
+    kinds = [f'{key} of {value.dtype} where {expected[key].dtype} is needed'
+             for key, value in state.items()
+             if key in expected and value.is_floating_point() != expected[key].is_floating_point()]
     for what, found in (('lacks', missing), ('has, beyond the network of the config,', unexpected),
-                        ('has', shapes)):
+                        ('has', shapes), ('has', kinds)):
         if found:
-            raise ConversionError(f'the checkpoint {what} {listed(found)}')
+            raise ConversionError(f'the checkpoint {what} {listed(found)}: give one of the same '
+                                  'network as the config, or the config of the same')
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:

@@ -72,7 +72,8 @@ def read_checkpoint(path: Path) -> dict:
     """
     checkpoint = load_weights(path)
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not state or not all(
+            isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f'{path} is not a checkpoint: it holds no state dict of tensors')
     return checkpoint if 'state_dict' in checkpoint else dict(state_dict=state)
 
