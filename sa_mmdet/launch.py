@@ -13,6 +13,9 @@ from mmengine.config import Config, ConfigDict
 
 from .checkpoint import TORCHVISION_MISSING, CheckpointError
 from .checkpoint.read import load_weights, refusal, refuse_code
+from .configuration import ConfigError, Overrides, check_detector, read_config
+from .datasets.coco import coco_problems
+from .files import folder_problem
 
 # What MMDetection's configs call the weights that parts of a model start from.
 WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
@@ -42,12 +45,12 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         sys.exit(f'error: {script} is missing: install MMDetection from its wheel or by '
                  '`pip install`, which put its tools there')
     tool = runpy.run_path(str(script), run_name='mmdet_tool')
+    # the script's own --cfg-options, which would end in a traceback where there is no '='
+    tool['parse_args'].__globals__['DictAction'] = Overrides
     args = tool['parse_args']()
-    _check_config(args)
-    config = Config.fromfile(args.config)
-    if args.cfg_options is not None:
-        config.merge_from_dict(args.cfg_options)
     refuse_code()
+    config = _read_config(args)
+    _check_work_dir(args, config)
     initial = _weight_files(config.get('model')) if 'train' in splits else []
     for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
                    config.get('load_from'), *initial]:
@@ -70,9 +73,19 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _check_config(args) -> None:
-    if not Path(args.config).expanduser().is_file():
-        sys.exit(f'error: config {Path(args.config).absolute()} does not exist')
+def _read_config(args) -> Config:
+    try:
+        config = read_config(Path(args.config).absolute(), args.cfg_options)
+        check_detector(config, scope='mmengine')  # what MMEngine takes where none is set
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    return config
+
+
+def _check_work_dir(args, config: Config) -> None:
+    folder = args.work_dir or config.get('work_dir') or 'work_dirs'
+    if problem := folder_problem(Path(folder)):
+        sys.exit(f'error: --work-dir {folder}: {problem}: choose another')
 
 
 def _check_checkpoint(source: str | None) -> None:
@@ -98,17 +111,26 @@ def _weight_files(node) -> Iterator[str]:
 
 
 def _check_data(config: Config, splits: tuple[str, ...]) -> None:
+    loader = f'{splits[0]}_dataloader'
+    if not isinstance(config.get(loader), dict):
+        sys.exit(f'error: config {config.filename} has no {loader}, found {config.get(loader)!r}: '
+                 'give the config of a detector with its data')
     missing = [path for path in _data_paths(config, splits) if not path.exists()]
     if missing:
         listed = '\n'.join(f'  {path.absolute()}' for path in dict.fromkeys(missing))
         sys.exit(f'error: the data set is incomplete; not found:\n{listed}\n'
                  'Put COCO, or a link to it, under data/coco of the folder where you start the '
                  'command, or say where it is with --cfg-options (README, "Data").')
+    problems = [problem for split in splits
+                for dataset in _datasets(config.get(f'{split}_dataloader'))
+                for problem in coco_problems(dataset, trains=split == 'train')]
+    if problems:
+        sys.exit('error: ' + '\n'.join(dict.fromkeys(problems)))
 
 
 def _check_initial_weights(config: Config) -> None:
     """MMEngine finds torchvision's weights through torchvision, also where it loads others next."""
-    init = config.model.get('backbone', {}).get('init_cfg')
+    init = (config.model.get('backbone') or {}).get('init_cfg')
     source = init.get('checkpoint', '') if isinstance(init, dict) else ''
     if not source or not source.startswith('torchvision://'):
         return

@@ -14,6 +14,8 @@ import torch
 from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 from sa_mmdet.launch import run_mmdet_tool
 
+from coco import drawn_coco
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
 PLAIN = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
@@ -67,7 +69,7 @@ train_dataloader = dict(dataset=dict(
 
 def test_missing_config_and_checkpoint(tmp_path):
     result = tool('train.py', 'no.py', cwd=tmp_path)
-    assert result.stderr.endswith(f'error: config {tmp_path}/no.py does not exist\n')
+    assert f'\nerror: config {tmp_path}/no.py does not exist: ' in f'\n{result.stderr}'
     result = tool('test.py', CONFIG, 'no.pth', cwd=tmp_path)
     assert result.stderr.endswith(f'error: checkpoint {tmp_path}/no.pth does not exist\n')
 
@@ -75,11 +77,7 @@ def test_missing_config_and_checkpoint(tmp_path):
 @pytest.fixture
 def data(tmp_path):
     """Files enough for the check of COCO's layout to pass."""
-    root = tmp_path / 'data/coco'
-    for name in ('annotations', 'train2017', 'val2017'):
-        (root / name).mkdir(parents=True)
-    for split in ('train', 'val'):
-        (root / f'annotations/instances_{split}2017.json').write_text('{}')
+    drawn_coco(tmp_path / 'data/coco')
 
 
 @pytest.mark.usefixtures('data')

@@ -5,18 +5,17 @@ Interrupted in any way, the same command goes on where it was. MMDetection's own
 train.py are given as --cfg-options; all paths may be relative to the folder of the command.
 """
 import argparse
-import json
 import shlex
 import signal
 import sys
 from pathlib import Path
 
 import torch
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
 from sa_mmdet.analysis.report import write_report
+from sa_mmdet.configuration import ConfigError, Overrides, read_config
 from sa_mmdet.reproduce.checks import find_problems, save_settings
 from sa_mmdet.reproduce.evaluation import check_result
 from sa_mmdet.reproduce.execute import execute, test_command, train_command
@@ -26,6 +25,7 @@ from sa_mmdet.reproduce.runs import (
     Run,
     Settings,
     plan_runs,
+    read_result,
     select_rows,
 )
 from sa_mmdet.reproduce.weights import imagenet_backbones
@@ -59,7 +59,7 @@ def parse_args() -> argparse.Namespace:
         help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: backbones "
         "trained on ImageNet with their attention, found by their content")
     what.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={},
+        '--cfg-options', nargs='+', action=Overrides, default={},
         help='override settings of all configs: key=value ...')
     what.add_argument(
         '--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
@@ -76,6 +76,8 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.seeds < 1:
         parser.error(f'--seeds must be at least 1, got {args.seeds}')
+    if args.slurm == '':
+        parser.error('--slurm must name a partition')
     if args.gpus is None:
         args.gpus = 8 if args.slurm else torch.cuda.device_count()
     if args.gpus < (1 if args.slurm else 0):
@@ -90,6 +92,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     checkpoints = parse_checkpoints(args.eval_only or [])
     rows = select_rows(args.table, list(checkpoints) or args.rows)
     start, paths = parse_init(args.init)
+    if rows:
+        read_config(ROOT / 'configs' / rows[0].config, args.cfg_options)  # warns, or refuses them
     settings = Settings(
         root=ROOT,
         work_dir=args.work_dir.resolve(),
@@ -121,6 +125,9 @@ def parse_checkpoints(values: list[str]) -> dict[str, Path]:
         if not equals or not path:
             raise ReproduceError(f'--eval-only {value}: give ROW=CHECKPOINT, such as '
                                  'mask-rcnn_sa-r50=epoch_12.pth')
+        if row in checkpoints:
+            raise ReproduceError(f'--eval-only names {row} twice, with {checkpoints[row].name} and '
+                                 f'{path}: give one checkpoint for each row')
         checkpoints[row] = Path(path).resolve()
     return checkpoints
 
@@ -161,13 +168,8 @@ def show(runs: list[Run]) -> None:
 
 def results_in(work_dir: Path) -> list[tuple[Path, dict]]:
     """The folders and results of the finished runs of a work dir."""
-    found = []
-    for path in sorted(work_dir.glob('*/seed*/result.json')):
-        try:
-            found.append((path.parent, json.loads(path.read_text())))
-        except ValueError as error:
-            raise ReproduceError(f'{path} is damaged ({error}): remove it to test again') from error
-    return found
+    return [(path.parent, read_result(path))
+            for path in sorted(work_dir.glob('*/seed*/result.json'))]
 
 
 def report(work_dir: Path) -> Path:
@@ -203,7 +205,8 @@ def main() -> None:
     try:
         if args.report or args.check:
             if not args.work_dir.is_dir():
-                raise ReproduceError(f'--work-dir {args.work_dir} does not exist')
+                found = 'is not a folder' if args.work_dir.exists() else 'does not exist'
+                raise ReproduceError(f'--work-dir {args.work_dir} {found}: give that of the runs')
             if args.check:
                 sys.exit(0 if check(args.work_dir) else 1)
             print(report(args.work_dir))
@@ -215,7 +218,7 @@ def main() -> None:
             show(runs)
             return
         sys.exit(0 if train_and_test(runs, settings) else 1)
-    except ReproduceError as error:
+    except (ConfigError, ReproduceError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
         sys.exit(f'error: {error}. Nothing that was finished is lost: the same command goes on')

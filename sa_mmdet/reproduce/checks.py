@@ -12,11 +12,12 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoint.convert import listed
-from ..files import write_atomically
+from ..configuration import ConfigError, read_config, reason
+from ..files import folder_problem, write_atomically
 from ..launch import MMDET_TOOLS
 from .dataset import dataset_problems
 from .evaluation import sha256
-from .runs import SPLITS, Run, Settings
+from .runs import SPLITS, ReproduceError, Run, Settings, read_result
 from .weights import checkpoint_problem, initial_weights_problem
 
 SETTINGS_FILE = 'settings.json'
@@ -54,10 +55,27 @@ def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
         try:
             configs[run.row.name] = run.config
             _build_model(run.config)
+            _check_parts(run.config)
         except Exception as error:  # a config can be wrong in any way
-            text = (str(error).strip() or repr(error)).splitlines()[0]
-            problems.append(f'{run.row.name}: its config does not build: {text}')
+            problems.append(f'{run.row.name}: its config does not build: {reason(error)}')
     return configs, problems
+
+
+def _check_parts(config: Config) -> None:
+    """Raise ValueError where a part that every run needs is missing or has another form."""
+    for split in SPLITS:
+        for part in ('dataloader', 'evaluator') if split != 'train' else ('dataloader', ):
+            name = f'{split}_{part}'
+            if not config.get(name):
+                raise ValueError(f'it has {name}={config.get(name)!r}, which every run needs')
+        dataset = config[f'{split}_dataloader'].get('dataset', {})
+        for key in ('ann_file', 'data_prefix'):
+            if not dataset.get(key):
+                raise ValueError(f'{split}_dataloader.dataset.{key} must say where the data is, '
+                                 f'got {dataset.get(key)!r}')
+    epochs = (config.get('train_cfg') or {}).get('max_epochs')
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ValueError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
 
 
 def _software_problems(settings: Settings) -> Iterator[str]:
@@ -79,16 +97,9 @@ def _software_problems(settings: Settings) -> Iterator[str]:
 
 def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
     place = settings.work_dir
-    existing = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-    if not existing.is_dir():
-        yield f'{existing} is not a folder: choose another --work-dir'
+    if problem := folder_problem(place):
+        yield f'{problem}: choose another --work-dir'
         return
-    try:
-        probe = existing / '.sa_mmdet_probe'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        yield f'{existing} cannot be written to: {error.strerror}'
     differing = list(_other_settings(settings))
     yield from differing or (problem for run in runs for problem in _other_run(run))
 
@@ -101,7 +112,9 @@ def _other_settings(settings: Settings) -> Iterator[str]:
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
-        yield f'{path} is damaged ({error}): give another --work-dir'
+        before = error
+    if not isinstance(before, dict):
+        yield f'{path} is damaged ({before}): give another --work-dir'
         return
     now = settings.identity()
     differing = [f'{name} was {before.get(name, "not given")}, is {now[name]}'
@@ -114,13 +127,21 @@ def _other_settings(settings: Settings) -> Iterator[str]:
 def _other_run(run: Run) -> Iterator[str]:
     """A sentence if a run was begun with another config or checkpoint."""
     if run.config_file.is_file():
-        begun = Config.fromfile(run.config_file)
+        try:
+            begun = read_config(run.config_file)
+        except ConfigError as error:
+            yield f'{error}. Remove it, or give another --work-dir'
+            return
         keys = list(differing_keys(begun.to_dict(), run.config.to_dict()))
         if keys:
             yield (f'{run.name} was begun with another config ({run.config_file}): {listed(keys)} '
                    'changed. Give another --work-dir')
     if run.finished and not run.trains:
-        tested = json.loads(run.result_file.read_text())
+        try:
+            tested = read_result(run.result_file, ('checkpoint', 'checkpoint_sha256'))
+        except ReproduceError as error:
+            yield str(error)
+            return
         given = run.settings.checkpoints[run.row.name]
         if given.is_file() and sha256(given) != tested['checkpoint_sha256']:
             yield (f'{run.folder} has the result of {tested["checkpoint"]}, which is not {given}: '

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmdet.registry import DATASETS
 from mmengine.config import Config, ConfigDict
 
+from ..datasets.coco import dataset_classes, read_annotations
 from .evaluation import sha256
 
 # COCO val2017: https://cocodataset.org, annotations of 2017
@@ -32,12 +32,6 @@ def describe_evaluation(config: Config) -> dict:
     return dict(
         label=label, is_coco_val2017=is_val2017, images=found['images'], objects=found['objects'],
         annotations=str(path), sha256=sha256(path), classes=classes)
-
-
-def dataset_classes(dataset: ConfigDict) -> list[str]:
-    """The names of the classes of a data set's config."""
-    classes = dataset.get('metainfo', {}).get('classes')
-    return list(classes or DATASETS.get(dataset.type).METAINFO['classes'])
 
 
 def dataset_problems(config: Config) -> Iterator[str]:
@@ -69,12 +63,15 @@ def _file_problems(path: Path, images: Path, dataset: ConfigDict) -> Iterator[st
                '(README, "Data")')
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_annotations(path)
         names = {image['file_name']: image['id'] for image in content['images']}
         categories = {category['name'] for category in content['categories']}
         annotated = {annotation['image_id'] for annotation in content['annotations']}
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"{path} is not a file of COCO's annotations: {error!r}"
+    except ValueError as error:
+        yield str(error)
+        return None
+    except (KeyError, TypeError) as error:
+        yield f"{path} is not a file of COCO's annotations: its annotations lack {error}"
         return None
     if not names or not annotated:
         yield f'{path} has {len(names)} images and {len(content["annotations"])} objects'
@@ -118,9 +115,9 @@ def _evaluator_problems(config: Config, split: str, content: dict) -> Iterator[s
         yield f'{name}.ann_file: {path} does not exist'
         return
     try:
-        evaluated = {image['id'] for image in json.loads(path.read_text())['images']}
-    except (ValueError, KeyError, TypeError) as error:
-        yield f"{name}.ann_file: {path} is not a file of COCO's annotations: {error!r}"
+        evaluated = {image['id'] for image in read_annotations(path)['images']}
+    except ValueError as error:
+        yield f'{name}.ann_file: {error}'
         return
     ids = {image['id'] for image in content['images']}
     if ids != evaluated:

@@ -14,6 +14,9 @@ from ..checkpoint.read import last_whole
 
 TABLES = tuple(TASKS)
 SPLITS = ('train', 'val', 'test')
+RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'detections', 'evaluated_on', 'start', 'epochs',
+               'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
+               'checkpoint', 'checkpoint_sha256')
 
 
 class ReproduceError(Exception):
@@ -154,6 +157,23 @@ class Run:
         if epoch == self.epochs:
             return 'trained, to be tested'
         return f'epoch {epoch} of {self.epochs} done' if epoch else 'not started'
+
+
+def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
+    """The content of a run's result.json, with these keys at least.
+
+    Raises:
+        ReproduceError: the file is damaged, or not such a one.
+    """
+    try:
+        result = json.loads(path.read_text())
+        lacking = [key for key in keys if key not in result]
+        problem = f'it lacks {", ".join(lacking[:3])}' if lacking else None
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        raise ReproduceError(f'{path} is damaged ({problem}): remove it to test again')
+    return result
 
 
 def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
