@@ -1,4 +1,9 @@
 #!/usr/bin/env bash
 # MMDetection's own dist_test.sh. While it is sourced $0 stays this file, so that it starts the
 # test.py beside this one.
-source "$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)')/dist_test.sh"
+if [[ $# -lt 3 || ! ${3} =~ ^([1-9][0-9]*|auto|gpu|cpu)$ ]]; then
+    echo "usage: $0 CONFIG CHECKPOINT GPUS [option of test.py ...], got: ${*:-nothing}" >&2
+    exit 2
+fi
+tools=$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)') || exit
+source "$tools/dist_test.sh"

@@ -1,4 +1,9 @@
 #!/usr/bin/env bash
 # MMDetection's own dist_train.sh. While it is sourced $0 stays this file, so that it starts the
 # train.py beside this one.
-source "$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)')/dist_train.sh"
+if [[ $# -lt 2 || ! ${2} =~ ^([1-9][0-9]*|auto|gpu|cpu)$ ]]; then
+    echo "usage: $0 CONFIG GPUS [option of train.py ...], got: ${*:-nothing}" >&2
+    exit 2
+fi
+tools=$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)') || exit
+source "$tools/dist_train.sh"

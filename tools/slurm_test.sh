@@ -1,4 +1,9 @@
 #!/usr/bin/env bash
 # MMDetection's own slurm_test.sh. While it is sourced $0 stays this file, so that it starts the
 # test.py beside this one.
-source "$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)')/slurm_test.sh"
+if [[ $# -lt 4 ]]; then
+    echo "usage: $0 PARTITION JOB CONFIG CHECKPOINT [option of test.py ...], got: ${*:-nothing}" >&2
+    exit 2
+fi
+tools=$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)') || exit
+source "$tools/slurm_test.sh"
