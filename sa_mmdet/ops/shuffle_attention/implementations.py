@@ -88,14 +88,14 @@ def check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> N
     if 0 in x.shape[2:]:
         raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
                          f'at least 1, got shape {tuple(x.shape)}')
-    if type(groups) is bool or not isinstance(groups, Integral):
+    if type(groups) is not int and (type(groups) is bool or not isinstance(groups, Integral)):
         raise TypeError(f'groups must be an integer, got {groups!r}')
     if groups < 1 or x.shape[1] % (2 * groups):
         raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
                          f'{2 * groups}: choose another number of groups')
-    p = x.shape[1] // (2 * groups)
+    p, device = x.shape[1] // (2 * groups), x.device
     for name, parameter in zip(PARAMETERS, parameters, strict=True):
-        check_values(name, parameter, p, 'C / (2 * groups)', x.device)
+        check_values(name, parameter, p, 'C / (2 * groups)', device)
 
 
 def check_values(name: str, tensor: Tensor, count: int, meaning: str, device: torch.device) -> None:
