@@ -1,5 +1,4 @@
 """Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack."""
-import os
 import pickle
 import runpy
 import sys
@@ -9,16 +8,11 @@ from pathlib import Path
 import mmdet
 import torch
 import torch.distributed
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 
-from .checkpoint import TORCHVISION_MISSING, CheckpointError
-from .checkpoint.read import load_weights, refusal, refuse_code
-from .configuration import ConfigError, Overrides, check_detector, read_config
-from .datasets.coco import coco_problems
-from .files import folder_problem
-
-# What MMDetection's configs call the weights that parts of a model start from.
-WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
+from .checkpoint.read import refusal, refuse_code
+from .configuration import Overrides
+from .preflight import checked_config
 
 MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
@@ -49,15 +43,7 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
     tool['parse_args'].__globals__['DictAction'] = Overrides
     args = tool['parse_args']()
     refuse_code()
-    config = _read_config(args)
-    _check_work_dir(args, config)
-    initial = _weight_files(config.get('model')) if 'train' in splits else []
-    for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
-                   config.get('load_from'), *initial]:
-        _check_checkpoint(source)
-    _check_data(config, splits)
-    if 'train' in splits:
-        _check_initial_weights(config)
+    config = checked_config(args, splits)
     on_cpus = args.launcher != 'none' and not torch.cuda.is_available()
     if on_cpus:
         _start_cpu_processes(args.launcher, config)
@@ -71,100 +57,6 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
     if on_cpus:
         # gloo's threads, still running when the interpreter ends, can abort the process
         torch.distributed.destroy_process_group()
-
-
-def _read_config(args) -> Config:
-    try:
-        config = read_config(Path(args.config).absolute(), args.cfg_options)
-        check_detector(config, scope='mmengine')  # what MMEngine takes where none is set
-    except ConfigError as error:
-        sys.exit(f'error: {error}')
-    return config
-
-
-def _check_work_dir(args, config: Config) -> None:
-    folder = args.work_dir or config.get('work_dir') or 'work_dirs'
-    if problem := folder_problem(Path(folder)):
-        sys.exit(f'error: --work-dir {folder}: {problem}: choose another')
-
-
-def _check_checkpoint(source: str | None) -> None:
-    """Load what MMEngine is going to, which it would do with whatever the file holds."""
-    if source and source != 'auto' and '://' not in source:
-        try:
-            load_weights(Path(source).expanduser().absolute())
-        except CheckpointError as error:
-            sys.exit(f'error: checkpoint {error}')
-
-
-def _weight_files(node) -> Iterator[str]:
-    """The files, or their URLs, from which the parts of a model's configuration are initialised."""
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _weight_files(item)
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            if key in WEIGHT_KEYS and isinstance(value, str):
-                yield value
-            else:
-                yield from _weight_files(value)
-
-
-def _check_data(config: Config, splits: tuple[str, ...]) -> None:
-    loader = f'{splits[0]}_dataloader'
-    if not isinstance(config.get(loader), dict):
-        sys.exit(f'error: config {config.filename} has no {loader}, found {config.get(loader)!r}: '
-                 'give the config of a detector with its data')
-    missing = [path for path in _data_paths(config, splits) if not path.exists()]
-    if missing:
-        listed = '\n'.join(f'  {path.absolute()}' for path in dict.fromkeys(missing))
-        sys.exit(f'error: the data set is incomplete; not found:\n{listed}\n'
-                 'Put COCO, or a link to it, under data/coco of the folder where you start the '
-                 'command, or say where it is with --cfg-options (README, "Data").')
-    problems = [problem for split in splits
-                for dataset in _datasets(config.get(f'{split}_dataloader'))
-                for problem in coco_problems(dataset, trains=split == 'train')]
-    if problems:
-        sys.exit('error: ' + '\n'.join(dict.fromkeys(problems)))
-
-
-def _check_initial_weights(config: Config) -> None:
-    """MMEngine finds torchvision's weights through torchvision, also where it loads others next."""
-    init = (config.model.get('backbone') or {}).get('init_cfg')
-    source = init.get('checkpoint', '') if isinstance(init, dict) else ''
-    if not source or not source.startswith('torchvision://'):
-        return
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):  # the latter from another torch's torchvision
-        sys.exit(f'error: {TORCHVISION_MISSING}')
-
-
-def _data_paths(config: Config, splits: tuple[str, ...]) -> Iterator[Path]:
-    """The local files and folders that the data sets of ``splits`` are read from."""
-    for split in splits:
-        for dataset in _datasets(config.get(f'{split}_dataloader')):
-            sources = [dataset.get('ann_file'), *dataset.get('data_prefix', {}).values()]
-            for source in filter(None, sources):
-                path = os.path.join(dataset.get('data_root') or '', source)
-                if '://' not in path:
-                    yield Path(path)
-        evaluators = config.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if evaluator.get('ann_file') and '://' not in evaluator.ann_file:
-                yield Path(evaluator.ann_file)
-
-
-def _datasets(node) -> Iterator[ConfigDict]:
-    """The data sets below a data loader's configuration, inside any wrappers."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _datasets(item)
-    elif isinstance(node, dict):
-        if 'ann_file' in node:
-            yield node
-        for key in ('dataset', 'datasets'):
-            yield from _datasets(node.get(key))
 
 
 def _start_cpu_processes(launcher: str, config: Config) -> None:

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from coco import drawn_coco
 from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 from sa_mmdet.launch import run_mmdet_tool
-
-from coco import drawn_coco
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
@@ -123,7 +122,7 @@ def test_ctrl_c(tmp_path, monkeypatch, splits, message):
         raise KeyboardInterrupt
 
     args = SimpleNamespace(
-        config=str(CONFIG), launcher='none', cfg_options={'model.backbone.init_cfg': None})
+        config=str(CONFIG), work_dir=None, launcher='none', cfg_options={'model.backbone.init_cfg': None})
     tool = dict(parse_args=lambda: args, main=main)
     monkeypatch.setattr('runpy.run_path', lambda *_, **__: tool)
     monkeypatch.chdir(tmp_path)
