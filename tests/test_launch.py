@@ -122,7 +122,8 @@ def test_ctrl_c(tmp_path, monkeypatch, splits, message):
         raise KeyboardInterrupt
 
     args = SimpleNamespace(
-        config=str(CONFIG), work_dir=None, launcher='none', cfg_options={'model.backbone.init_cfg': None})
+        config=str(CONFIG), work_dir=None, launcher='none',
+        cfg_options={'model.backbone.init_cfg': None})
     tool = dict(parse_args=lambda: args, main=main)
     monkeypatch.setattr('runpy.run_path', lambda *_, **__: tool)
     monkeypatch.chdir(tmp_path)
