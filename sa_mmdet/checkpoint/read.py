@@ -13,6 +13,8 @@ from torch import Tensor
 REFUSE_CODE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 TRUST_CODE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
+NO_CHECKPOINT = 'is not a checkpoint of PyTorch, or damaged: give another, or copy it again'
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message says why, and what can be done."""
@@ -47,15 +49,15 @@ def load_weights(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(error, path)) from error
     except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
-        raise CheckpointError(f'{path} is not a checkpoint of PyTorch, or damaged: '
-                              f'{str(error).splitlines()[0] if str(error) else error!r}') from error
+        cause = str(error).splitlines()[0] if str(error) else repr(error)
+        raise CheckpointError(f'{path} {NO_CHECKPOINT} ({cause})') from error
 
 
 def refusal(error: pickle.UnpicklingError, path: Path | str) -> str:
     """For people: why ``torch.load`` refused a file."""
     beyond = re.search(r'GLOBAL (\S+)|refused: (\S+)', str(error))
     if not beyond:
-        return f'{path} is not a checkpoint of PyTorch, or damaged'
+        return f'{path} {NO_CHECKPOINT}'
     return (f'{path} holds more than weights ({beyond[1] or beyond[2]}), which could run any '
             'program on this machine; it was not loaded. If you trust whoever made it, say so by '
             f'{TRUST_CODE}=1 in the environment of the same command')
