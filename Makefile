@@ -1,4 +1,6 @@
-# make quickstart | test | test-slow | lint | install     STACK=openmmlab|onedl   PYTHON=python3
+# make quickstart | test | test-slow | dropin | lint | install
+#     STACK=openmmlab|onedl   PYTHON=python3
+# dropin tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
 #
 # With an NVIDIA GPU the default is onedl: mmcv 2.1.0 of the openmmlab stack predates the CUDA 13
@@ -15,7 +17,7 @@ endif
 VENV := .venv/$(STACK)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow lint install clean
+.PHONY: quickstart test test-slow dropin lint install clean
 
 quickstart: install
 	$(RUN) tools/quickstart.py $(ARGS)
@@ -25,6 +27,9 @@ test: install
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
+
+dropin: install
+	$(RUN) tools/dropin.py --jobs $(WORKERS) $(ARGS)
 
 lint: install
 	$(RUN) -m ruff check .
