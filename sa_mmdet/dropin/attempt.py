@@ -2,12 +2,15 @@
 import os
 import random
 
+import mmdet.datasets  # noqa: F401 (registers a data preprocessor, in onedl-mmdetection)
 import numpy as np
 import torch
+from mmcv.cnn import ConvAWS2d
 from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -87,6 +90,9 @@ def _initialise(model: nn.Module) -> None:
         if isinstance(module, Bottleneck):
             # Neither the identity, which gives what is inside no gradient, nor ever larger sums.
             nn.init.constant_(module.norm3.weight, 0.2)
+        if isinstance(module, ConvAWS2d):
+            # As from a plain ResNet: its scale becomes the weight's own, which is one initially.
+            module.load_state_dict(dict(weight=module.weight), strict=False)
         if isinstance(module, ShuffleAttention):
             # Initially the scale of the normalised values is zero, and with it gn's gradient.
             for parameter in module.parameters():
@@ -104,6 +110,7 @@ def _check_blocks(model: nn.Module) -> None:
 
 def _train(model: nn.Module, config: Config, side: int) -> None:
     model.train()
+    MessageHub.get_current_instance().update_info('iter', 0)  # as a runner does, for BoxInst
     data = model.data_preprocessor(training_batch(config, side), True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     if not loss.isfinite():

@@ -67,9 +67,12 @@ def _loads(config: Config, option: str, *types: str) -> bool:
 
 
 def _num_classes(config: Config) -> int:
-    """The fewest classes of all the heads."""
-    return min(node[key] for node in _dicts(config.model)
-               for key in ('num_classes', 'num_things_classes') if key in node)
+    """The fewest classes of all the heads; raises ValueError where none has classes of objects."""
+    counts = [node[key] for node in _dicts(config.model)
+              for key in ('num_classes', 'num_things_classes') if key in node]
+    if not counts:
+        raise ValueError(f'{config.model.type} has no classes of objects, of which inputs are made')
+    return min(counts)
 
 
 def _dicts(node) -> Iterator[dict]:

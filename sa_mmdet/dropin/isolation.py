@@ -1,4 +1,5 @@
 """A call in a process of its own: its crash, its hang and its memory are not the caller's."""
+import math
 import multiprocessing
 import os
 import signal
@@ -31,7 +32,8 @@ def call(function: Callable, *args, timeout: float) -> Outcome:
         KeyboardInterrupt: the process was interrupted.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_work, args=(sender, function, args), daemon=True)
+    process = _CONTEXT.Process(target=_work, args=(sender, function, args, timeout),
+                               daemon=True)
     process.start()
     sender.close()
     try:
@@ -50,7 +52,8 @@ def call(function: Callable, *args, timeout: float) -> Outcome:
     return outcome
 
 
-def _work(sender: Connection, function: Callable, args: tuple) -> None:
+def _work(sender: Connection, function: Callable, args: tuple, timeout: float) -> None:
+    signal.alarm(math.ceil(timeout) + 1)  # ends it where nobody is left to kill it
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -1,4 +1,5 @@
 """All families of configs by all ways of attention into them; results are kept after each."""
+import functools
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -12,7 +13,7 @@ from .families import family_names, find_family
 from .isolation import Outcome, call
 from .reasons import explain, is_too_small
 
-SIDES = (128, 384)
+SIDES = (64, 384)
 WORKS, CANNOT_RUN, FAILS = 'works', 'cannot run', 'fails'
 
 
@@ -74,22 +75,28 @@ def try_family(name: str, timeout: float) -> tuple[dict, list[str]]:
             found.traceback]
     family = found.value
     routes, tracebacks = {}, []
+
+    @functools.cache
+    def attempted(route: str) -> tuple[Outcome, list[str]]:
+        return _attempt(family.config, route, timeout)
+
     for route in family.routes:
-        routes[route], outcome = _try_route(family.config, route, timeout)
-        if outcome.error:
-            tracebacks.append(outcome.traceback or outcome.error)
+        outcome, remarks = attempted(route)
+        if outcome.error is None:
+            routes[route] = dict(outcome=WORKS, remarks=[*outcome.value, *remarks])
+            continue
+        without, _ = attempted(UNCHANGED)
+        routes[route] = dict(outcome=_blame(outcome, without), remarks=remarks,
+                             reason=explain(outcome.error))
+        tracebacks.append(outcome.traceback or outcome.error)
     return dict(family=name, config=family.config, backbone=family.backbone,
                 routes=routes), tracebacks
 
 
-def _try_route(config: str, route: str, timeout: float) -> tuple[dict, Outcome]:
-    outcome, remarks = _attempt(config, route, timeout)
-    if outcome.error is None:
-        return dict(outcome=WORKS, remarks=[*outcome.value, *remarks]), outcome
-    reason = explain(outcome.error)
-    without, _ = _attempt(config, UNCHANGED, timeout)
-    same = without.error is not None and explain(without.error) == reason
-    return dict(outcome=CANNOT_RUN if same else FAILS, remarks=remarks, reason=reason), outcome
+def _blame(outcome: Outcome, without: Outcome) -> str:
+    """Whether a failure is the detector's, which stops without attention in the same way."""
+    same = without.error is not None and explain(without.error) == explain(outcome.error)
+    return CANNOT_RUN if same else FAILS
 
 
 def _attempt(config: str, route: str, timeout: float) -> tuple[Outcome, list[str]]:

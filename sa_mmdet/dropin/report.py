@@ -72,9 +72,8 @@ def row_in_words(row: dict) -> str:
 
 
 def _counts(stacks: dict[str, dict]) -> list[str]:
-    titles = ['stack', 'families tried', f'all {WORKS}', f'plugin {WORKS}', f'SAResNet {WORKS}',
-              CANNOT_RUN, FAILS, 'versions']
-    lines = _header(titles)
+    lines = _header(['stack', 'families tried', 'work', 'by plugin', 'by SAResNet', CANNOT_RUN,
+                     'fail', 'versions'])
     for stack, result in stacks.items():
         tried = [list(row['routes'].items()) for row in result['rows'] if row['routes']]
         versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items()
