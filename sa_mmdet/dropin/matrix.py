@@ -1,9 +1,10 @@
 """All families of configs by all ways of attention into them; results are kept after each."""
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from threading import Lock
 
 from ..environment import versions
 from ..files import write_atomically
@@ -43,11 +44,22 @@ def run_matrix(names: list[str], file: Path, jobs: int, timeout: float,
     results = _earlier(names, file)
     rows = {row['family']: row for row in results['rows']}
     names = names or [name for name in family_names() if name not in rows]
-    for row, tracebacks in _tried(names, jobs, timeout):
-        rows[row['family']] = row
-        results['rows'] = [rows[name] for name in sorted(rows)]
-        write_atomically(file, json.dumps(results, indent=1) + '\n')
-        report(row, tracebacks)
+    lock = Lock()
+
+    def work(name: str) -> None:
+        row, tracebacks = try_family(name, timeout)
+        with lock:
+            rows[name] = row
+            results['rows'] = [rows[name] for name in sorted(rows)]
+            write_atomically(file, json.dumps(results, indent=1) + '\n')
+            report(row, tracebacks)
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for future in as_completed([pool.submit(work, name) for name in names]):
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
     return results
 
 
@@ -106,15 +118,6 @@ def _attempt(config: str, route: str, timeout: float) -> tuple[Outcome, list[str
         if outcome.error is None or not is_too_small(outcome.error):
             break
     return outcome, [f'{side} px images'] if side != SIDES[0] else []
-
-
-def _tried(names: list[str], jobs: int, timeout: float) -> Iterator[tuple[dict, list[str]]]:
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        yield from (future.result() for future in as_completed(
-            [pool.submit(try_family, name, timeout) for name in names]))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _earlier(names: list[str], file: Path) -> dict:

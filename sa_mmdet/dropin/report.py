@@ -75,19 +75,21 @@ def _counts(stacks: dict[str, dict]) -> list[str]:
     lines = _header(['stack', 'families tried', 'work', 'by plugin', 'by SAResNet', CANNOT_RUN,
                      'fail', 'versions'])
     for stack, result in stacks.items():
-        tried = [list(row['routes'].items()) for row in result['rows'] if row['routes']]
+        tried = [{route: value['outcome'] for route, value in row['routes'].items()}
+                 for row in result['rows'] if row['routes']]
         versions = ', '.join(f'{name} {version}' for name, version in result['versions'].items()
                              if name not in ('stack', 'sa_mmdet'))
-        counts = [
-            sum(all(value['outcome'] == WORKS for _, value in routes) for routes in tried),
-            *(sum((route, value['outcome']) == (wanted, WORKS) for routes in tried
-                  for route, value in routes) for wanted in ROUTES),
-            *(sum(any(value['outcome'] == outcome for _, value in routes) for routes in tried)
-              for outcome in (CANNOT_RUN, FAILS))]
-        of = [len(tried), sum(len(routes) == 2 for routes in tried)]
-        counts[1], counts[2] = f'{counts[1]} of {of[0]}', f'{counts[2]} of {of[1]}'
-        lines.append(_line([stack, len(tried), *counts, versions]))
+        lines.append(_line([
+            stack, len(tried), sum(set(routes.values()) == {WORKS} for routes in tried),
+            *(_working(tried, route) for route in ROUTES),
+            *(sum(outcome in routes.values() for routes in tried)
+              for outcome in (CANNOT_RUN, FAILS)), versions]))
     return lines
+
+
+def _working(tried: list[dict[str, str]], route: str) -> str:
+    outcomes = [routes[route] for routes in tried if route in routes]
+    return f'{outcomes.count(WORKS)} of {len(outcomes)}'
 
 
 def _table(names: list[str], families: dict[str, dict]) -> list[str]:

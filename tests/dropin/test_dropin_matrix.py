@@ -12,33 +12,27 @@ from sa_mmdet.dropin.reasons import explain
 NAMES = ['a', 'b', 'c']
 
 
-@pytest.fixture
-def tried(monkeypatch):
-    """The families that were tried, in a zoo of three; nothing is built."""
-    tried = []
+class Zoo:
+    """Three families; nothing is built."""
 
-    def try_family(name, timeout):
-        if name == tried.stop:
+    def __init__(self):
+        self.tried = []
+        self.interrupted_at = None
+
+    def try_family(self, name, timeout):
+        if name == self.interrupted_at:
             raise KeyboardInterrupt
-        tried.append(name)
-        row = dict(family=name, config=f'{name}/{name}.py', backbone='ResNet 50', routes={})
-        return row | dict(time=len(tried.all)), []
+        self.tried.append(name)
+        row = dict(family=name, config=None, backbone=f'try {len(self.tried)}', routes={})
+        return row, []
 
-    class Names(list):
-        stop = None
 
-        def __init__(self):
-            super().__init__()
-            self.all = []
-
-        def append(self, name):
-            super().append(name)
-            self.all.append(name)
-
-    tried = Names()
-    monkeypatch.setattr(matrix, 'try_family', try_family)
+@pytest.fixture
+def zoo(monkeypatch):
+    zoo = Zoo()
+    monkeypatch.setattr(matrix, 'try_family', zoo.try_family)
     monkeypatch.setattr(matrix, 'family_names', lambda: NAMES)
-    return tried
+    return zoo
 
 
 def run(file, *names):
@@ -49,32 +43,30 @@ def families(file):
     return [row['family'] for row in json.loads(file.read_text())['rows']]
 
 
-def test_interrupted_goes_on_and_finished_starts_anew(tmp_path, tried):
+def test_interrupted_goes_on_and_finished_starts_anew(tmp_path, zoo):
     file = tmp_path / 'results.json'
-    tried.stop = 'c'
+    zoo.interrupted_at = 'c'
     with pytest.raises(KeyboardInterrupt):
         run(file)
     assert families(file) == ['a', 'b']
-    tried.clear()
-    tried.stop = None
+    zoo.interrupted_at = None
     run(file)
-    assert tried == ['c']
+    assert zoo.tried == NAMES
     assert families(file) == NAMES
-    tried.clear()
     run(file)
-    assert tried == NAMES
+    assert zoo.tried == NAMES * 2
 
 
-def test_named_families_replace_their_rows(tmp_path, tried):
+def test_named_families_replace_their_rows(tmp_path, zoo):
     file = tmp_path / 'results.json'
     first = run(file)['rows']
     second = run(file, 'b')['rows']
-    assert tried == [*NAMES, 'b']
+    assert zoo.tried == [*NAMES, 'b']
     assert [row['family'] for row in second] == NAMES
     assert [row in first for row in second] == [True, False, True]
 
 
-def test_versions_are_never_mixed(tmp_path, tried):
+def test_versions_are_never_mixed(tmp_path, zoo):
     file = tmp_path / 'results.json'
     run(file, 'a')
     results = json.loads(file.read_text())
@@ -89,12 +81,12 @@ def test_versions_are_never_mixed(tmp_path, tried):
 
 
 @pytest.mark.parametrize('content', ['', '{"versions": {', '[]', '{"rows": []}'])
-def test_damaged_results(tmp_path, tried, content):
+def test_damaged_results(tmp_path, zoo, content):
     file = tmp_path / 'results.json'
     file.write_text(content)
     with pytest.raises(MatrixError, match=f'{file} holds no results'):
         run(file)
-    assert (tried, file.read_text()) == ([], content)
+    assert (zoo.tried, file.read_text()) == ([], content)
 
 
 def test_another_process():
