@@ -46,11 +46,13 @@ def _images(config: Config, shapes: list[tuple[int, int, int]]) -> dict:
         with_mask=_loads(config, 'with_mask', 'LoadPanopticAnnotations'),
         with_semantic=_loads(config, 'with_seg', 'LoadPanopticAnnotations'),
         texts=['object'] * len(shapes))
-    proposals = demo_mm_proposals(shapes, PROPOSALS)
-    for sample, proposal in zip(batch['data_samples'], proposals, strict=True):
+    for sample in batch['data_samples']:
         sample.gt_instances.labels %= _num_classes(config)
-        sample.proposals = proposal
         sample.set_metainfo(dict(homography_matrix=np.eye(3, dtype=np.float32)))
+    if _loads(config, 'with_proposals', 'LoadProposals'):
+        proposals = demo_mm_proposals(shapes, PROPOSALS)
+        for sample, proposal in zip(batch['data_samples'], proposals, strict=True):
+            sample.proposals = proposal
     return batch
 
 
@@ -70,6 +72,8 @@ def _num_classes(config: Config) -> int:
     """The fewest classes of all the heads; raises ValueError where none has classes of objects."""
     counts = [node[key] for node in _dicts(config.model)
               for key in ('num_classes', 'num_things_classes') if key in node]
+    if config.model.type == 'RPN':
+        return 1
     if not counts:
         raise ValueError(f'{config.model.type} has no classes of objects, of which inputs are made')
     return min(counts)
