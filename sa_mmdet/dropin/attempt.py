@@ -9,20 +9,15 @@ from mmcv.cnn import ConvAWS2d
 from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, TrackDataSample
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.logging import MessageHub
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from ..models import ShuffleAttention
-from .changes import UNCHANGED, change_backbone
+from .changes import UNCHANGED, adapt, change_backbone
 from .families import ZOO, find_backbone
 from .inputs import prediction_batch, training_batch
-
-# Boxes before and after non-maximum suppression, those that a head is trained with, and layers with
-# gradient checkpoints (by fairscale).
-LIMITS = dict(nms_pre=200, max_per_img=50, num=64, num_cp=0)
 
 
 class AttemptError(Exception):
@@ -50,31 +45,14 @@ def attempt(path: str, route: str, side: int) -> list[str]:
         seed(0)
     config = Config.fromfile(ZOO / path)
     init_default_scope(config.get('default_scope', 'mmdet'))
-    remarks = change_backbone(find_backbone(config.model), route)
-    _make_small(config.model)
+    remarks = adapt(config.model) + change_backbone(find_backbone(config.model), route)
     model = MODELS.build(config.model)
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        model = revert_sync_batchnorm(model)
-        remarks.append('SyncBN as BN')
     _initialise(model)
     if route != UNCHANGED:
         _check_blocks(model)
     _train(model, config, side)
     _predict(model, config, side)
     return remarks
-
-
-def _make_small(node: ConfigDict) -> None:
-    """No teacher's weights from the network, no images enlarged to those of training, few boxes."""
-    for key in ('teacher_ckpt', 'batch_augments'):
-        node.pop(key, None)
-    for key, most in LIMITS.items():
-        if isinstance(node.get(key), int):
-            node[key] = min(node[key], most)
-    for child in node.values():
-        for item in child if isinstance(child, list) else [child]:
-            if isinstance(item, dict):
-                _make_small(item)
 
 
 def _initialise(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
-"""What is changed in a detector's config to give its backbone shuffle attention."""
+"""What is changed in a detector's config, to give it attention and to try it on a CPU."""
 import math
+from collections.abc import Iterator
 
 from mmdet.models.backbones.resnet import Bottleneck
 from mmdet.registry import MODELS
@@ -7,6 +8,9 @@ from mmengine.config import ConfigDict
 
 PLUGIN, BACKBONE, UNCHANGED = 'plugin', 'SAResNet', 'unchanged'
 MAX_GROUPS = 64
+# Boxes before and after non-maximum suppression, those that a head is trained with, and layers with
+# gradient checkpoints (by fairscale).
+LIMITS = dict(nms_pre=200, max_per_img=100, num=64, num_cp=0)
 
 
 def change_backbone(backbone: ConfigDict, route: str) -> list[str]:
@@ -53,3 +57,35 @@ def fitting_groups(channels: list[int]) -> int:
     while groups > 1 and common % (2 * groups):
         groups //= 2
     return groups
+
+
+def adapt(model: ConfigDict) -> list[str]:
+    """Let a model's config, in place, work alone, on a CPU and with small images.
+
+    No teacher's weights from the network, no images enlarged to those of training, few boxes, and
+    no batch norm over processes.
+
+    Returns:
+        Remarks on what then differs from the model.
+    """
+    remarks = {}
+    for node in dicts(model):
+        for key in ('teacher_ckpt', 'batch_augments'):
+            node.pop(key, None)
+        for key, most in LIMITS.items():
+            if isinstance(node.get(key), int):
+                node[key] = min(node[key], most)
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+            remarks['SyncBN as BN'] = None
+    return list(remarks)
+
+
+def dicts(node) -> Iterator[dict]:
+    """All dictionaries in a config."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from dicts(item)

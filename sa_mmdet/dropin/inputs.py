@@ -1,12 +1,12 @@
 """Small random batches with what a config's training loads: boxes, masks, frames, ..."""
-from collections.abc import Iterator
-
 import numpy as np
 from mmdet.models.detectors.semi_base import SemiBaseDetector
 from mmdet.models.mot import BaseMOTModel
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs, demo_mm_proposals, demo_track_inputs
 from mmengine.config import Config
+
+from .changes import dicts
 
 OBJECTS = [3, 2]
 FRAMES = 2
@@ -65,25 +65,15 @@ def _video(config: Config, side: int, **options) -> dict:
 def _loads(config: Config, option: str, *types: str) -> bool:
     """Whether a transform of the training has an option turned on, or is of one of the types."""
     return any(node.get(option) is True or node.get('type') in types
-               for node in _dicts(config.get('train_dataloader')))
+               for node in dicts(config.get('train_dataloader')))
 
 
 def _num_classes(config: Config) -> int:
     """The fewest classes of all the heads; raises ValueError where none has classes of objects."""
-    counts = [node[key] for node in _dicts(config.model)
+    counts = [node[key] for node in dicts(config.model)
               for key in ('num_classes', 'num_things_classes') if key in node]
     if config.model.type == 'RPN':
         return 1
     if not counts:
         raise ValueError(f'{config.model.type} has no classes of objects, of which inputs are made')
     return min(counts)
-
-
-def _dicts(node) -> Iterator[dict]:
-    """All dictionaries in a config."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from _dicts(item)
