@@ -4,6 +4,8 @@ import re
 EXPLANATIONS = [
     (r'(\w+?)(?:_forward|_backward)?(?:_impl)?: implementation for device cpu not found',
      r"mmcv has no CPU code for its operator \1"),
+    ('inconsistent with step sign',
+     'MMDetection cannot paste the mask of a box outside the image on a CPU'),
     (r'pip install sklearn', 'needs scikit-learn'),
     (r"No module named '(\w+)", r'needs \1'),
     (r"imports': \['(\w+)", r'needs \1'),
