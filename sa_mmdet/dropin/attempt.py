@@ -88,9 +88,8 @@ def _check_blocks(model: nn.Module) -> None:
 
 def _train(model: nn.Module, config: Config, side: int) -> None:
     model.train()
-    MessageHub.get_current_instance().update_info('iter', 0)  # as a runner does, for BoxInst
-    if hasattr(model, 'set_epoch'):
-        model.set_epoch(0)  # as MMDetection's SetEpochInfoHook does, for TOOD
+    # As a runner does: BoxInst and TOOD read it.
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))
     data = model.data_preprocessor(training_batch(config, side), True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     if not loss.isfinite():
