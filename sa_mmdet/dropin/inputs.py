@@ -17,12 +17,14 @@ BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
 def training_batch(config: Config, side: int) -> dict:
     """A batch in the form in which a data loader gives it to the data preprocessor.
 
-    Two images, a square and a lower one, with the annotations that the transforms of the config's
-    training pipeline load; for a tracker one video of two frames, for a semi-supervised detector a
-    batch for each branch.
+    Two images, a square and a lower one (or a second square, where training resizes all images to
+    one size), with the annotations that the transforms of the config's training pipeline load; for
+    a tracker one video of two frames, for a semi-supervised detector a batch for each branch.
     """
     model = MODELS.get(config.model.type)
-    shapes = [(3, side, side), (3, side * 3 // 4, side)]
+    one_size = any(
+        node.get('keep_ratio') is False for node in dicts(config.get('train_dataloader')))
+    shapes = [(3, side, side), (3, side if one_size else side * 3 // 4, side)]
     if issubclass(model, BaseMOTModel):
         return _video(config, side, key_frames_inds=[0])
     if issubclass(model, SemiBaseDetector):
