@@ -112,7 +112,7 @@ def run_tool(*arguments):
 def test_tool_writes_results_and_page(tmp_path):
     done = run_tool('yolox', '--out', tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert done.stdout.splitlines()[-2:] == [  # onedl-mmdetection says something at import
         'yolox: not tried: CSPDarknet', str(tmp_path / 'compatibility.md')]
     results, = (tmp_path / 'dropin').iterdir()
     assert [row['family'] for row in json.loads(results.read_text())['rows']] == ['yolox']
