@@ -52,8 +52,8 @@ install_stack() {
 }
 
 check_machine() {
-    "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null ||
-        fail "Python 3.10 to 3.13 is needed, $python is $("$python" --version 2>&1 || true): give another by PYTHON=..."
+    "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
+        fail "Python 3.11 or 3.12 is needed, $python is $("$python" --version 2>&1 || true): give another by PYTHON=..."
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)"
     command -v "${CXX:-c++}" >/dev/null ||

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from mmcv.cnn import ConvAWS2d
 from mmdet.models.backbones.resnet import Bottleneck
+from mmdet.models.backbones.trident_resnet import TridentConv
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample, TrackDataSample
 from mmengine.config import Config
@@ -68,6 +69,9 @@ def _initialise(model: nn.Module) -> None:
         if isinstance(module, Bottleneck):
             # Neither the identity, which gives what is inside no gradient, nor ever larger sums.
             nn.init.constant_(module.norm3.weight, 0.2)
+        if isinstance(module, TridentConv):
+            # Without pretrained weights MMDetection leaves it as the memory was.
+            nn.init.kaiming_normal_(module.weight)
         if isinstance(module, ConvAWS2d):
             # As from a plain ResNet: its scale becomes the weight's own, which is one initially.
             module.load_state_dict(dict(weight=module.weight), strict=False)
