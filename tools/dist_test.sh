@@ -5,5 +5,5 @@ if [[ $# -lt 3 || ! ${3} =~ ^([1-9][0-9]*|auto|gpu|cpu)$ ]]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [option of test.py ...], got: ${*:-nothing}" >&2
     exit 2
 fi
-tools=$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)') || exit
+tools=$(python -c 'import sa_mmdet, mmdet; print(mmdet.__path__[0])')/.mim/tools || exit
 source "$tools/dist_test.sh"

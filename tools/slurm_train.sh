@@ -5,5 +5,5 @@ if [[ $# -lt 4 ]]; then
     echo "usage: $0 PARTITION JOB CONFIG WORK_DIR [option of train.py ...], got: ${*:-nothing}" >&2
     exit 2
 fi
-tools=$(python -c 'from sa_mmdet.launch import MMDET_TOOLS; print(MMDET_TOOLS)') || exit
+tools=$(python -c 'import sa_mmdet, mmdet; print(mmdet.__path__[0])')/.mim/tools || exit
 source "$tools/slurm_train.sh"
