@@ -107,6 +107,13 @@ def check_detector(config: Config, scope: str = 'mmdet') -> None:
                                   f'{reason(error)}{hint}') from error
 
 
+def check_epochs(config: Config) -> None:
+    """Raise ConfigError unless a config trains for whole epochs, one at least."""
+    epochs = (config.get('train_cfg') or {}).get('max_epochs')
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
+
+
 def reason(error: BaseException) -> str:
     """The first line of an error, or the code that raised it where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .checkpoint.convert import listed
 from .checkpoint.read import refuse_code
-from .configuration import ConfigError, read_config
+from .configuration import ConfigError, check_epochs, read_config
 from .datasets import generate_shapes
 from .files import folder_problem, write_atomically
 from .reproduce.checks import differing_keys
@@ -31,9 +31,7 @@ def check_quickstart(config: Config) -> None:
             raise ConfigError(f'config {config.filename} has no {key}, found {config.get(key)!r}: '
                               'give one for training and testing on the shapes data set, such as '
                               'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py')
-    epochs = config.train_cfg.get('max_epochs')
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
+    check_epochs(config)
     root = config.train_dataloader.dataset.get('data_root') or ''
     problem = folder_problem(Path(root)) if root else 'none is given'
     if problem:

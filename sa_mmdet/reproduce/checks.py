@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..checkpoint.convert import listed
-from ..configuration import ConfigError, read_config, reason
+from ..configuration import ConfigError, check_epochs, read_config, reason
 from ..files import folder_problem, write_atomically
 from ..launch import MMDET_TOOLS
 from .dataset import dataset_problems
@@ -73,9 +73,7 @@ def _check_parts(config: Config) -> None:
             if not dataset.get(key):
                 raise ValueError(f'{split}_dataloader.dataset.{key} must say where the data is, '
                                  f'got {dataset.get(key)!r}')
-    epochs = (config.get('train_cfg') or {}).get('max_epochs')
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
+    check_epochs(config)
 
 
 def _software_problems(settings: Settings) -> Iterator[str]:
