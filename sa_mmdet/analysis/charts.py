@@ -1,14 +1,13 @@
 """Tables 3 and 4 as pictures."""
-import io
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..visualization.figure import COLOURS, png, style
 from .paper import TASKS
 from .summary import Summary
 
-# Okabe and Ito's colours, which the colour-blind tell apart
-COLOURS = {'none': '#999999', 'SE': '#E69F00', 'ECA': '#56B4E9', 'SGE': '#009E73', 'SA': '#D55E00'}
+KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'ECA': COLOURS['sky blue'],
+                'SGE': COLOURS['green'], 'SA': COLOURS['vermilion']}
 NAMES = {'none': 'ResNet', 'SE': '+ SE', 'ECA': '+ ECA', 'SGE': '+ SGE', 'SA': '+ SA'}
 KINDS = {'bbox': 'box', 'segm': 'mask'}
 
@@ -31,9 +30,7 @@ def draw_table(table: int, summaries: list[Summary]) -> bytes:
     upper.legend(*_legend(summaries, comparable), ncols=6, loc='lower left',
                  bbox_to_anchor=(0, 1.02), frameon=False)
     figure.suptitle(_title(table, summaries), x=0.01, ha='left', fontsize='large')
-    png = io.BytesIO()
-    figure.savefig(png, dpi=120, format='png')
-    return png.getvalue()
+    return png(figure)
 
 
 def _title(table: int, summaries: list[Summary]) -> str:
@@ -57,7 +54,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
         else:
             mean, error = getattr(value, 'mean', value), getattr(value, 'std', None)
             axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
-                     color=COLOURS[summary.row.attention])
+                     color=KIND_COLOURS[summary.row.attention])
             below = mean < 0
             axes.annotate(f'{mean:.1f}', (position, 0), xytext=(0, -3 if below else 3),
                           textcoords='offset points', ha='center', fontsize='small',
@@ -77,9 +74,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
         axes.set_ylim(0, 1)
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_ylabel(label)
-    axes.grid(axis='y', alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
+    style(axes)
     axes.tick_params(axis='x', length=0)
 
 
@@ -87,7 +82,7 @@ def _legend(summaries: list[Summary], comparable: bool) -> tuple[list, list]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     kinds = list(dict.fromkeys(summary.row.attention for summary in summaries))
-    handles = [Patch(color=COLOURS[kind]) for kind in kinds]
+    handles = [Patch(color=KIND_COLOURS[kind]) for kind in kinds]
     names = [NAMES[kind] for kind in kinds]
     if comparable:
         handles.append(Line2D([], [], color='black', linewidth=1.5))

@@ -1,16 +1,17 @@
 """Measurements as tables and as plots."""
-import io
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from ..visualization.figure import COLOURS, png, style
 from .contestants import ATTENTION, BASELINE, FOLDED, FORMULA
 from .operator import BACKWARD, FLOORS, FORWARD
 
-FUSED, GREY, BLUE, YELLOW = '#D55E00', '#999999', '#56B4E9', '#E69F00'
-COLOURS = {'operator': FUSED, 'formula': GREY, 'compiled formula': BLUE}
-NETWORK_COLOURS = {FORMULA: GREY, FOLDED[BASELINE]: BLUE, FOLDED[ATTENTION]: YELLOW}
+FUSED = COLOURS['vermilion']
+OPERATOR_COLOURS = {'operator': FUSED, 'formula': COLOURS['grey'],
+                    'compiled formula': COLOURS['sky blue']}
+NETWORK_COLOURS = {FORMULA: COLOURS['grey'], FOLDED[BASELINE]: COLOURS['sky blue'],
+                   FOLDED[ATTENTION]: COLOURS['orange']}
 
 
 def operator_table(rows: list[dict]) -> Table:
@@ -44,14 +45,14 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
     for axes, pass_ in zip(figure.subplots(1, 2), (FORWARD, BACKWARD), strict=True):
         of_pass = [row for row in rows if row['pass'] == pass_]
         stages = list(dict.fromkeys(row['stage'] for row in of_pass))
-        names = [name for name in COLOURS if any(row['name'] == name for row in of_pass)]
+        names = [name for name in OPERATOR_COLOURS if any(row['name'] == name for row in of_pass)]
         bandwidth = {(row['stage'], row['name']): row['bytes'] / row['milliseconds'] / 1e6
                      for row in of_pass}
         for i, name in enumerate(names):
             width = 0.8 / len(names)
             places = [position + _offset(i, len(names), width) for position in range(len(stages))]
             bars = axes.bar(places, [bandwidth[stage, name] for stage in stages], width,
-                            color=COLOURS[name], label=name)
+                            color=OPERATOR_COLOURS[name], label=name)
             _annotate(axes, bars, '.1f')
         for position, stage in enumerate(stages):
             axes.plot([position - 0.45, position + 0.45], [bandwidth[stage, FLOORS[pass_]]] * 2,
@@ -60,10 +61,11 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
             stage if stage == stages[-1] else f'stage {stage}' for stage in stages])
         axes.set_title(pass_)
         axes.set_ylabel('GB/s')
-        _finish(axes)
+        style(axes)
         axes.legend(frameon=False, fontsize='small', loc='upper center',
                     bbox_to_anchor=(0.5, -0.08), ncols=4)
-    return _png(figure, title)
+    figure.suptitle(title, fontsize='medium')
+    return png(figure)
 
 
 def comparison_table(rows: list[dict]) -> Table:
@@ -120,11 +122,12 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
         axes.margins(x=0.15, y=0.08)
         axes.set_xticks(range(len(passes)), passes)
         axes.set_title(what)
-        _finish(axes)
+        style(axes)
     both[0].set_ylabel(f"multiple of {base}'s")
     figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize='small',
                   loc='outside lower center', ncols=4)
-    return _png(figure, title.replace(': ', ':\n'))
+    figure.suptitle(title.replace(': ', ':\n'), fontsize='medium')
+    return png(figure)
 
 
 def _offset(i: int, bars: int, width: float) -> float:
@@ -137,16 +140,3 @@ def _annotate(axes: Axes, bars, format_: str) -> None:
     for bar in bars:
         axes.annotate(f'{bar.get_height():{format_}}', (bar.get_x() + bar.get_width() / 2, 0),
                       xytext=(0, 2), textcoords='offset points', ha='center', fontsize='small')
-
-
-def _finish(axes: Axes) -> None:
-    axes.grid(axis='y', alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.spines[['top', 'right']].set_visible(False)
-
-
-def _png(figure: Figure, title: str) -> bytes:
-    figure.suptitle(title, fontsize='medium')
-    png = io.BytesIO()
-    figure.savefig(png, dpi=120, format='png')
-    return png.getvalue()
