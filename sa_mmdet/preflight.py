@@ -34,7 +34,7 @@ def checked_config(args: Namespace, splits: tuple[str, ...]) -> Config:
     for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
                    config.get('load_from'), *initial]:
         _check_checkpoint(source)
-    _check_data(config, splits)
+    check_data(config, splits)
     if 'train' in splits:
         _check_initial_weights(config)
     return config
@@ -77,7 +77,8 @@ def _weight_files(node) -> Iterator[str]:
                 yield from _weight_files(value)
 
 
-def _check_data(config: Config, splits: tuple[str, ...]) -> None:
+def check_data(config: Config, splits: tuple[str, ...]) -> None:
+    """Exit with a message unless the data sets of ``splits`` are there and can be read."""
     loader = f'{splits[0]}_dataloader'
     if not isinstance(config.get(loader), dict):
         sys.exit(f'error: config {config.filename} has no {loader}, found {config.get(loader)!r}: '

@@ -3,11 +3,9 @@ import collections
 import itertools
 from pathlib import Path
 
-import cv2
 import mmcv
 import numpy as np
 import torch
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
@@ -20,6 +18,7 @@ from .configuration import ConfigError, check_epochs, read_config
 from .datasets import generate_shapes
 from .files import folder_problem, write_atomically
 from .reproduce.checks import differing_keys
+from .visualization.predictions import draw_predictions, encode
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
@@ -65,7 +64,7 @@ def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:
     metrics = collections.defaultdict(float, runner.test())
     print_metrics(metrics)
     path = Path(config.work_dir) / 'predictions.png'
-    draw_predictions(runner, pictures, path)
+    draw_test_images(runner, pictures, path)
     print(f'ground truth (left) beside predictions (right): {path}')
 
     reached = [metrics[f'coco/{task}_mAP'] >= min_ap for task in ('bbox', 'segm')]
@@ -82,18 +81,14 @@ def print_metrics(metrics: dict[str, float]) -> None:
     Console().print(table)
 
 
-def draw_predictions(runner: Runner, count: int, path: Path) -> None:
+def draw_test_images(runner: Runner, count: int, path: Path) -> None:
     """Draw ``count`` test images, ground truth beside predictions, into the PNG at ``path``."""
     dataset = runner.test_dataloader.dataset
-    visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = dataset.metainfo
     runner.model.eval()
     rows = []
     for item in itertools.islice(dataset, count):
         with torch.no_grad():
             sample, = runner.model.test_step(pseudo_collate([item]))
         image = mmcv.imread(sample.img_path, channel_order='rgb')
-        visualizer.add_datasample('', image, sample, pred_score_thr=0.5)
-        rows.append(visualizer.get_image())
-    picture = np.concatenate(rows)[..., ::-1]  # RGB to OpenCV's BGR
-    write_atomically(path, cv2.imencode('.png', picture)[1].tobytes())
+        rows.append(draw_predictions(image, sample, dataset.metainfo, threshold=0.5))
+    write_atomically(path, encode(np.concatenate(rows)))

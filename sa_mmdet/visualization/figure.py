@@ -11,6 +11,9 @@ COLOURS = {
 }
 
 
+DPI = 120
+
+
 def style(axes: Axes) -> None:
     """Faint horizontal lines behind the data, and no frame at the top and the right."""
     axes.grid(axis='y', alpha=0.3)
@@ -19,7 +22,7 @@ def style(axes: Axes) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file, 120 pixels an inch."""
+    """A figure as the content of a PNG file, ``DPI`` pixels an inch."""
     file = io.BytesIO()
-    figure.savefig(file, dpi=120, format='png')
+    figure.savefig(file, dpi=DPI, format='png')
     return file.getvalue()

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -13,6 +15,7 @@ from sa_mmdet.models import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
+from sa_mmdet.ops.shuffle_attention import channel_shuffle
 
 LAYERS = [ShuffleAttention, SqueezeExcitation, EfficientChannelAttention, SpatialGroupEnhance, CBAM]
 SMALL = [(ShuffleAttention, dict(groups=2)), (SqueezeExcitation, dict(reduction=2)),
@@ -221,3 +224,38 @@ def test_channels_that_groups_do_not_divide():
 def test_wrong_options(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(('layer', 'options'), [*SMALL, (ShuffleAttention, dict(
+    groups=3, shuffle=False, fc='conv', gn=False))])
+def test_gates_are_what_the_input_is_multiplied_with(layer, options):
+    layer = randomise(layer(24, **options)).eval()
+    x = torch.randn(2, 24, 5, 4)
+    channel, spatial = layer.gates(x)
+    gate = torch.ones_like(x)
+    if isinstance(layer, ShuffleAttention):
+        gate = gate.reshape(2, layer.groups, 2, -1, 5, 4)
+        gate[:, :, 0] *= channel.reshape(2, layer.groups, -1, 1, 1)
+        gate[:, :, 1] *= spatial.reshape(2, layer.groups, -1, 5, 4)
+    else:
+        if channel is not None:
+            gate = gate * channel[:, :, None, None]
+        if spatial is not None:
+            gate = gate * spatial.repeat_interleave(24 // spatial.shape[1], 1)
+    y = layer(x)
+    if getattr(layer, 'shuffle', False):
+        y = channel_shuffle(y, 12)
+    torch.testing.assert_close(y, x * gate.reshape(x.shape))
+    assert channel is not None or spatial is not None
+
+
+@pytest.mark.parametrize(('layer', 'options'), SMALL)
+def test_neutral_gates_are_constants(layer, options):
+    layer = randomise(layer(24, **options)).eval()
+    state, factor = layer.neutral_state()
+    layer.load_state_dict(state)
+    gates = [gate for gate in layer.gates(torch.randn(2, 24, 5, 4)) if gate is not None]
+    assert all((gate == gate.flatten()[0]).all() for gate in gates)
+    constants = [gate.flatten()[0].item() for gate in gates]
+    product = constants[0] if layer._abbr_ == 'sa' else math.prod(constants)
+    assert product == pytest.approx(factor)

@@ -97,6 +97,19 @@ class AttentionLayer(nn.Module):
         check_feature_map(type(self).__name__, x, self.in_channels)
         return self.attend(x)
 
+    def gates(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What ``forward`` multiplies ``x`` with, for pictures.
+
+        Args:
+            x: (N, C, H, W).
+
+        Returns:
+            Gates of channels, (N, K), in the order in which ``x`` has those that are gated, and of
+            positions, (N, G, H, W), G for each group or channel that has its own; None for what
+            the layer does not gate. All in [0, 1].
+        """
+        raise NotImplementedError
+
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         """Parameters with which the layer is a constant factor, up to a permutation of channels.
 

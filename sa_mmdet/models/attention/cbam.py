@@ -41,11 +41,20 @@ class CBAM(AttentionLayer):
             nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False),
             nn.BatchNorm2d(1, momentum=0.01))
 
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channel = self._channel_gate(x)
+        return channel, self._spatial_gate(x * channel.to(x.dtype)[:, :, None, None])
+
     def attend(self, x: Tensor) -> Tensor:
-        channel_gate = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
-        x = x * channel_gate.to(x.dtype)[:, :, None, None]
+        x = x * self._channel_gate(x).to(x.dtype)[:, :, None, None]
+        return x * self._spatial_gate(x).to(x.dtype)
+
+    def _channel_gate(self, x: Tensor) -> Tensor:
+        return (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+
+    def _spatial_gate(self, x: Tensor) -> Tensor:
         pooled = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
-        return x * self.spatial(pooled).sigmoid().to(x.dtype)
+        return self.spatial(pooled).sigmoid()
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         # A batch norm that scales by zero gives zero with any statistics, and still learns.

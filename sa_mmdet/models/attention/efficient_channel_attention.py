@@ -36,8 +36,11 @@ class EfficientChannelAttention(AttentionLayer):
         k += 1 - k % 2
         self.conv = nn.Conv1d(1, 1, k, padding=k // 2, bias=False)
 
+    def gates(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1).sigmoid(), None
+
     def attend(self, x: Tensor) -> Tensor:
-        gate = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1).sigmoid()
+        gate, _ = self.gates(x)
         return x * gate.to(x.dtype)[:, :, None, None]
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:

@@ -1,7 +1,11 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops.shuffle_attention import shuffle_attention, shuffle_attention_reference
+from ...ops.shuffle_attention import (
+    shuffle_attention,
+    shuffle_attention_gates,
+    shuffle_attention_reference,
+)
 from .base import (
     AttentionLayer,
     check_bool,
@@ -101,7 +105,18 @@ class ShuffleAttention(AttentionLayer):
             return self._attend_ablated(x)
         return shuffle_attention(x, *self.operands, self.groups, self.eps)
 
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        channel, spatial = shuffle_attention_gates(
+            x, *self._ablated_operands(), self.groups, self.eps)
+        n, _, h, w = x.shape
+        return channel.reshape(n, -1), spatial.reshape(n, -1, h, w)
+
     def _attend_ablated(self, x: Tensor) -> Tensor:
+        return shuffle_attention_reference(
+            x, *self._ablated_operands(), self.groups, self.eps, self.shuffle)
+
+    def _ablated_operands(self) -> tuple[Tensor | None, ...]:
+        """The parameters as the formula takes them, None for what is left out."""
         fc = (None, ) * 4
         if self.fc == 'affine':
             fc = self.cweight, self.cbias, self.sweight, self.sbias
@@ -109,7 +124,7 @@ class ShuffleAttention(AttentionLayer):
             fc = (self.channel_conv.weight, self.channel_conv.bias, self.spatial_conv.weight,
                   self.spatial_conv.bias)
         gn = (self.gn.weight, self.gn.bias) if self.gn is not None else (None, None)
-        return shuffle_attention_reference(x, *fc, *gn, self.groups, self.eps, self.shuffle)
+        return *fc, *gn
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         if self.fc == 'none':

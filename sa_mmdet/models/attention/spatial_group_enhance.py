@@ -47,15 +47,22 @@ class SpatialGroupEnhance(AttentionLayer):
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
 
-    def attend(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        grouped = x.reshape(n, self.groups, c // self.groups, h, w)
-        z = grouped.to(torch.promote_types(x.dtype, torch.float32))
+    def gates(self, x: Tensor) -> tuple[None, Tensor]:
+        h, w = x.shape[2:]
+        z = self._grouped(x).to(torch.promote_types(x.dtype, torch.float32))
         similarity = (z * z.mean((3, 4), keepdim=True)).sum(2)
         # The authors' deviation is the unbiased one; one position alone has none.
         std, mean = torch.std_mean(similarity, (2, 3), correction=int(h * w > 1), keepdim=True)
-        gate = torch.sigmoid(self.weight * (similarity - mean) / (std + self.eps) + self.bias)
-        return (grouped * gate.to(x.dtype).unsqueeze(2)).reshape(n, c, h, w)
+        return None, torch.sigmoid(
+            self.weight * (similarity - mean) / (std + self.eps) + self.bias)
+
+    def attend(self, x: Tensor) -> Tensor:
+        _, gate = self.gates(x)
+        return (self._grouped(x) * gate.to(x.dtype).unsqueeze(2)).reshape(x.shape)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.reshape(n, self.groups, c // self.groups, h, w)
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         return self._state_with(weight=0., bias=1.), sigmoid(1.)

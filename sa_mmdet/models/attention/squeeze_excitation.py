@@ -33,8 +33,11 @@ class SqueezeExcitation(AttentionLayer):
         self.fc1 = nn.Linear(in_channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, in_channels, bias=bias)
 
+    def gates(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid(), None
+
     def attend(self, x: Tensor) -> Tensor:
-        gate = self.fc2(F.relu(self.fc1(x.mean((2, 3))))).sigmoid()
+        gate, _ = self.gates(x)
         return x * gate.to(x.dtype)[:, :, None, None]
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:

@@ -9,10 +9,15 @@ from .implementations import (
     is_eager,
     is_formula,
 )
-from .reference import channel_shuffle, shuffle_attention_reference
+from .reference import (
+    channel_shuffle,
+    shuffle_attention_gates,
+    shuffle_attention_reference,
+)
 
 __all__ = [
-    'channel_shuffle', 'implementations', 'shuffle_attention', 'shuffle_attention_reference'
+    'channel_shuffle', 'implementations', 'shuffle_attention', 'shuffle_attention_gates',
+    'shuffle_attention_reference'
 ]
 
 if HAS_OPERATOR:

@@ -68,23 +68,46 @@ def shuffle_attention_reference(
     Returns:
         (N, C, H, W) in the dtype of ``x``.
     """
-    n, c, h, w = x.shape
-    p = c // (2 * groups)
-    x_c, x_s = computed(x).reshape(n * groups, 2, p, h, w).unbind(1)
+    gate_c, gate_s = shuffle_attention_gates(
+        x, cweight, cbias, sweight, sbias, gn_weight, gn_bias, groups, eps)
+    x_c, x_s = _branches(x, groups)
+    y = torch.cat([x_c * gate_c, x_s * gate_s], dim=1).reshape(x.shape)
+    if shuffle:
+        y = channel_shuffle(y, 2)
+    return y.to(x.dtype)
 
+
+def shuffle_attention_gates(
+    x: Tensor,
+    cweight: Tensor | None,
+    cbias: Tensor | None,
+    sweight: Tensor | None,
+    sbias: Tensor | None,
+    gn_weight: Tensor | None,
+    gn_bias: Tensor | None,
+    groups: int,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """The gates of ``shuffle_attention_reference``, whose arguments it takes.
+
+    Returns:
+        Those of the channel branch, (N * groups, p, 1, 1), and of the spatial branch,
+        (N * groups, p, H, W), in the dtype of computation.
+    """
+    x_c, x_s = _branches(x, groups)
     gate_c = torch.sigmoid(_transform(x_c.mean((2, 3), keepdim=True), cweight, cbias))
-
     normalised = x_s
     if gn_weight is not None:
         # F.group_norm refuses a single value per channel; a plane of one pixel is legitimate here.
         normalised = torch.group_norm(
-            x_s, p, gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
-    gate_s = torch.sigmoid(_transform(normalised, sweight, sbias))
+            x_s, x_s.shape[1], gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
+    return gate_c, torch.sigmoid(_transform(normalised, sweight, sbias))
 
-    y = torch.cat([x_c * gate_c, x_s * gate_s], dim=1).reshape(n, c, h, w)
-    if shuffle:
-        y = channel_shuffle(y, 2)
-    return y.to(x.dtype)
+
+def _branches(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The channel and the spatial halves of all groups, each (N * groups, p, H, W)."""
+    n, c, h, w = x.shape
+    return computed(x).reshape(n * groups, 2, c // (2 * groups), h, w).unbind(1)
 
 
 def reference_forward(

@@ -1,0 +1,175 @@
+"""What tools/visualize.py draws: predict, cam, gates and groups."""
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ..configuration import ConfigError
+from ..files import write_atomically
+from .cams import draw_cams, find_targets, marked
+from .detector import Detector, find_layer
+from .gates import attention_gates, draw_gates, draw_spatial_gates
+from .grad_cam import Target, grad_cam
+from .groups import check_groups, draw_groups, group_scores
+from .page import Drawing, Section
+from .pictures import Picture, pictures_of_files, predict
+from .predictions import draw_predictions, encode, knows_truth
+
+LEAST_WIDTH = 600  # of an image on the page, in pixels
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is to be looked at, with which detector.
+
+    Attributes:
+        detector: the detector.
+        threshold: the score from which a detection counts.
+        layer: the name of the layer, for cam and groups.
+        labels: of classes whose scores are explained.
+        boxes: numbers of detections whose scores are explained.
+        other: a second detector, for cam.
+    """
+
+    detector: Detector
+    threshold: float
+    layer: str | None = None
+    labels: list[int] | None = None
+    boxes: list[int] | None = None
+    other: Detector | None = None
+
+
+# A mode draws a picture, or says in a sentence why it cannot.
+Mode = Callable[[Look, Picture], Iterator[Drawing | str]]
+
+
+def check_look(look: Look) -> None:
+    """Raise ConfigError unless each detector has the layer, and both have the same classes."""
+    for detector in filter(None, (look.detector, look.other)):
+        if look.layer:
+            find_layer(detector.model, look.layer)
+    if look.other:
+        classes, others = (list(detector.model.dataset_meta['classes'])
+                           for detector in (look.detector, look.other))
+        if classes != others:
+            raise ConfigError(f'--compare: {look.other.name} has other classes ({len(others)}: '
+                              f'{", ".join(others[:3])}, ...) than {look.detector.name} '
+                              f'({len(classes)}: {", ".join(classes[:3])}, ...): give two '
+                              'detectors of the same data set')
+
+
+def draw_sections(mode: str, look: Look, pictures: Iterable[Picture],
+                  folder: Path) -> list[Section]:
+    """Draw all pictures in one of the four ``MODES``; each PNG is written when it is done.
+
+    Raises:
+        ConfigError: the model does not have what was asked for.
+    """
+    return [_draw_section(MODES[mode], look, picture, folder) for picture in pictures]
+
+
+def _draw_section(mode: Mode, look: Look, picture: Picture, folder: Path) -> Section:
+    print(picture.path, flush=True)
+    drawings, remarks = [], []
+    for result in mode(look, picture):
+        if isinstance(result, str):
+            remarks.append(result)
+            print(f'  {result}', flush=True)
+        else:
+            drawings.append(result)
+            path = folder / f'{result.name}.png'
+            write_atomically(path, result.png)
+            print(f'  {path}', flush=True)
+    return Section(picture.path.name, drawings, remarks)
+
+
+def predict_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
+    """Predictions, beside the ground truth where it is known."""
+    model, name = look.detector.model, look.detector.name
+    sample = predict(model, picture)
+    drawn = draw_predictions(picture.image, sample, model.dataset_meta, look.threshold,
+                             numbered=True)
+    count = int((sample.pred_instances.scores >= look.threshold).sum())
+    truth = f'Left: ground truth, {len(sample.gt_instances)} objects. Right: ' if knows_truth(
+        sample) else ''
+    caption = f'{truth}{name}, {count} detections with a score of at least {look.threshold}'
+    if count:
+        caption += f': {_listed(sample.pred_instances[:count], model.dataset_meta)}'
+    yield Drawing(f'predict_{picture.name}', encode(drawn), f'{caption}.',
+                  LEAST_WIDTH * (2 if truth else 1))
+
+
+def _listed(found: InstanceData, meta: dict) -> str:
+    """Number, class and score of detections."""
+    scored = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    return ', '.join(f'{number} {meta["classes"][label]} {score:.2f}'
+                     for number, (label, score) in enumerate(scored))
+
+
+def cam_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
+    """Where the score of a class, or of a detection, comes from, for one or two models."""
+    sample = predict(look.detector.model, picture)
+    targets, lacking = _find_targets(look, sample)
+    yield from lacking
+    for target in targets:
+        cams = {look.detector.name: _cam(look, look.detector, picture, target)}
+        if look.other:
+            seen, = pictures_of_files(look.other.config, [picture.path])
+            cams[look.other.name] = _cam(look, look.other, seen, target)
+        name = f'cam_{picture.name}_{target.name.replace(" ", "-").replace("/", "-")}'
+        yield Drawing(name, draw_cams(
+            picture.image, target, look.detector.model.dataset_meta, cams, look.layer), (
+                f'Bright is what raises the score of {target.name}, each map on its own scale. '
+                'Frames: the detections that are explained.'))
+
+
+def _find_targets(look: Look, sample: DetDataSample) -> tuple[list[Target], list[str]]:
+    return find_targets(look.detector.model, sample, look.threshold, look.labels, look.boxes)
+
+
+def _cam(look: Look, detector: Detector, picture: Picture,
+         target: Target) -> tuple[InstanceData, Tensor | None]:
+    model = detector.model
+    found = marked(predict(model, picture), target)
+    return found, grad_cam(model, look.layer, picture, target) if len(found) else None
+
+
+def gates_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
+    """Channel gates as curves, spatial gates as maps, beside the neutral constants."""
+    gates = attention_gates(look.detector.model, picture)
+    title = f'{look.detector.name}: {picture.path.name}'
+    yield Drawing(f'gates_{picture.name}', draw_gates(gates, title), (
+        'How far the gates have moved, on this image, from the neutral constant (dashed) with '
+        'which shuffle attention, and any attention over converted weights, starts. Below: '
+        'channel gates, the mean of each group; shaded: their range in the last block of the '
+        'stage.'))
+    for stage, drawn in draw_spatial_gates(picture.image, gates).items():
+        yield Drawing(f'gates_{picture.name}_{stage.rpartition(".")[2]}', drawn, (
+            f'Spatial gates of the last block of {stage}, the mean over the channels of each '
+            'group.'))
+
+
+def groups_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
+    """Response and score of each group before and after the channel shuffle."""
+    model = look.detector.model
+    check_groups(model, look.layer)
+    targets, lacking = _find_targets(look, predict(model, picture))
+    yield from lacking
+    if targets:
+        found = group_scores(model, look.layer, picture, targets)
+        title = f'{look.layer} of {look.detector.name}: {picture.path.name}'
+        yield Drawing(f'groups_{picture.name}', draw_groups(picture, found, title), (
+            'Response: the mean output of the channels of a group. Score: what the detector\'s '
+            'score would lose without the group, to first order (gradient times output). After '
+            'the shuffle every group has channels of two.'))
+
+
+MODES: dict[str, Mode] = {
+    'predict': predict_mode,
+    'cam': cam_mode,
+    'gates': gates_mode,
+    'groups': groups_mode,
+}

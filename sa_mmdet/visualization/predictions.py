@@ -1,0 +1,50 @@
+"""Ground truth and predictions of a detector, drawn by MMDetection's visualizer."""
+import cv2
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+
+GAP = 8  # pixels between ground truth and predictions
+
+
+def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, threshold: float,
+                     numbered: bool = False) -> np.ndarray:
+    """Boxes, masks, classes and scores over an image; beside the ground truth where it is known.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        sample: predictions, best first if ``numbered``, with masks or without; its
+            ``gt_instances`` are drawn on the left if their boxes were loaded.
+        meta: of the data set: 'classes', and their colours in 'palette'.
+        threshold: the score from which a prediction is drawn.
+        numbered: whether to put the number of a prediction before its class.
+
+    Returns:
+        (H, W, 3) uint8, RGB; with ground truth two of them side by side, with a gap.
+    """
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = meta
+    sample = sample.clone()
+    if numbered:
+        labels = sample.pred_instances.labels.tolist()
+        sample.pred_instances.label_names = [
+            f'{number} {meta["classes"][label]}' for number, label in enumerate(labels)]
+    backwards = torch.arange(len(sample.pred_instances)).flip(0)
+    sample.pred_instances = sample.pred_instances[backwards]  # the best is drawn over the others
+    parts = []
+    for truth in [True, False] if knows_truth(sample) else [False]:
+        visualizer.add_datasample('', image, sample, draw_gt=truth, draw_pred=not truth,
+                                  pred_score_thr=threshold)
+        parts += [visualizer.get_image(), np.full((len(image), GAP, 3), 255, np.uint8)]
+    return np.concatenate(parts[:-1], axis=1)
+
+
+def knows_truth(sample: DetDataSample) -> bool:
+    """Whether ground truth was loaded with an image, which may be that there is no object."""
+    return 'gt_instances' in sample and 'bboxes' in sample.gt_instances
+
+
+def encode(image: np.ndarray) -> bytes:
+    """An (H, W, 3) uint8 RGB image as a PNG."""
+    return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -1,0 +1,191 @@
+#!/usr/bin/env python
+"""Draw what a detector sees: predictions, Grad-CAM, attention gates, or groups of channels.
+
+Writes PNGs and one HTML page that holds them all. See docs/visualize.md, and MODE --help.
+"""
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+
+from sa_mmdet.checkpoint import CheckpointError
+from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_config
+from sa_mmdet.environment import versions
+from sa_mmdet.files import folder_problem
+from sa_mmdet.preflight import check_data
+from sa_mmdet.visualization.detector import Detector, find_class, find_device, load_detector
+from sa_mmdet.visualization.grad_cam import check_captum
+from sa_mmdet.visualization.modes import Look, check_look, draw_sections
+from sa_mmdet.visualization.page import write_page
+from sa_mmdet.visualization.pictures import (
+    Picture,
+    find_images,
+    pictures_of_dataset,
+    pictures_of_files,
+)
+
+TITLES = {
+    'predict': 'Predictions',
+    'cam': 'Grad-CAM: where scores come from',
+    'gates': 'Attention gates',
+    'groups': 'Groups before and after the channel shuffle'
+}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    modes = parser.add_subparsers(dest='mode', metavar='MODE', required=True)
+    common = common_arguments()
+    targets = target_arguments()
+    modes.add_parser(
+        'predict',
+        parents=[common],
+        help='boxes, masks and scores, beside the ground truth where it is known')
+    cam = modes.add_parser(
+        'cam',
+        parents=[common, targets],
+        help="Grad-CAM of the detector's scores, of two models side by side")
+    cam.add_argument('--layer', default='backbone.layer4.2', help='default: %(default)s')
+    cam.add_argument(
+        '--compare',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a second model, drawn beside the first')
+    modes.add_parser(
+        'gates',
+        parents=[common],
+        help='the gates of all attention layers, beside their neutral constants')
+    groups = modes.add_parser(
+        'groups',
+        parents=[common, targets],
+        help='response and score of each group before and after the channel shuffle')
+    groups.add_argument(
+        '--layer', default='backbone.layer4.2.sa', help='a ShuffleAttention; default: %(default)s')
+    return check_args(parser, parser.parse_args())
+
+
+def common_arguments() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument('config', type=Path, help='config of the detector')
+    common.add_argument('checkpoint', type=Path, help='its weights, as training leaves them')
+    common.add_argument(
+        'input',
+        type=Path,
+        nargs='?',
+        help="an image, or a folder of images; without it, the config's test data set")
+    common.add_argument(
+        '--out-dir',
+        type=Path,
+        default=Path('work_dirs/visualize'),
+        help='folder for the PNGs and MODE.html; default: %(default)s')
+    common.add_argument(
+        '--images', type=int, default=2, help='images at most; default: %(default)s')
+    common.add_argument(
+        '--pred-score-thr',
+        type=float,
+        default=0.3,
+        help='the score from which a detection counts; default: %(default)s')
+    common.add_argument('--device', help='such as cpu or cuda:0; default: the GPU if there is one')
+    common.add_argument(
+        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
+    return common
+
+
+def target_arguments() -> argparse.ArgumentParser:
+    targets = argparse.ArgumentParser(add_help=False)
+    which = targets.add_mutually_exclusive_group()
+    which.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='classes whose scores are explained; default: the two best of each image')
+    which.add_argument(
+        '--boxes',
+        nargs='+',
+        type=int,
+        metavar='NUMBER',
+        help='single detections instead, by their numbers in the pictures of predict')
+    return targets
+
+
+def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+    if args.images < 1:
+        parser.error(f'--images must be at least 1, got {args.images}')
+    if not 0 <= args.pred_score_thr <= 1:
+        parser.error(f'--pred-score-thr must be from 0 to 1, got {args.pred_score_thr}')
+    if min(getattr(args, 'boxes', None) or [0]) < 0:
+        parser.error(f'--boxes are numbered from 0, got {min(args.boxes)}')
+    if problem := folder_problem(args.out_dir):
+        parser.error(f'--out-dir: {problem}: choose another')
+    return args
+
+
+def find_pictures(config: Config, args: argparse.Namespace) -> Iterator[Picture]:
+    if args.input is None:
+        check_data(config, ('test', ))
+        return pictures_of_dataset(config, args.images)
+    return pictures_of_files(config, find_images(args.input, args.images))
+
+
+def read_detector_config(path: Path, overrides: dict | None = None) -> Config:
+    config = read_config(path, overrides)
+    check_detector(config)
+    if not isinstance(config.get('test_dataloader'), dict):
+        raise ConfigError(f'config {path} has no test_dataloader, which tells how images are '
+                          'prepared: give the config of a detector with its data')
+    return config
+
+
+def visualize(args: argparse.Namespace) -> Path:
+    """Draw and write everything; the path of the page."""
+    if args.mode in ('cam', 'groups'):
+        check_captum()
+    device = find_device(args.device)
+    config = read_detector_config(args.config, args.cfg_options)
+    compared = getattr(args, 'compare', None)
+    other_config = read_detector_config(Path(compared[0])) if compared else None
+    pictures = find_pictures(config, args)
+    detector = Detector(args.config.stem, load_detector(config, args.checkpoint, device), config)
+    other = Detector(f'{Path(compared[0]).stem} (compared)', load_detector(
+        other_config, Path(compared[1]), device), other_config) if compared else None
+    classes = getattr(args, 'classes', None)
+    look = Look(
+        detector, args.pred_score_thr, getattr(args, 'layer', None),
+        [find_class(detector.model, name) for name in classes] if classes else None,
+        getattr(args, 'boxes', None), other)
+    check_look(look)
+    args.out_dir.mkdir(parents=True, exist_ok=True)
+    sections = draw_sections(args.mode, look, pictures, args.out_dir)
+    page = args.out_dir / f'{args.mode}.html'
+    write_page(page, TITLES[args.mode], facts(args, device), sections)
+    return page
+
+
+def facts(args: argparse.Namespace, device: str) -> dict[str, str]:
+    compared = getattr(args, 'compare', None)
+    return {
+        'config': str(args.config),
+        'weights': str(args.checkpoint),
+        **({'compared with': ' '.join(compared)} if compared else {}),
+        'command': shlex.join(['python', *sys.argv]),
+        'device': device,
+        'versions': ', '.join(f'{name} {version}' for name, version in versions().items())
+    }
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        page = visualize(args)
+    except (CheckpointError, ConfigError) as error:
+        sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        sys.exit(f'interrupted: what was drawn so far is in {args.out_dir}')
+    print(f'all on one page: {page}')
+
+
+if __name__ == '__main__':
+    main()
