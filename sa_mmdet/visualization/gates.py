@@ -208,9 +208,9 @@ def _draw_maps(image: np.ndarray, layer: LayerGates) -> bytes:
     axes = figure.subplots()
     show_image(axes, sheet)
     for (x, y), group in zip(corners, shown.tolist(), strict=True):
-        axes.text(x + 4, y + 4, f'{group + 1}: {maps[group].min():.2f} to {maps[group].max():.2f}',
-                  va='top', fontsize=min(9, width / 15), color='white',
-                  bbox=dict(facecolor='black', alpha=0.65, pad=1.5, linewidth=0))
+        axes.text(x + 3, y + 3, f'{group + 1}: {maps[group].min():.3f} to {maps[group].max():.3f}',
+                  va='top', fontsize=min(8, width / 19), color='white',
+                  bbox=dict(facecolor='black', alpha=0.65, pad=1.2, linewidth=0))
     colour_bar(axes, norm, 'gate' if neutral is None else
                f'gate (white: {neutral:.3f}, neutral)', aspect=40)
     of = '' if len(shown) == len(maps) else f', the {len(shown)} of {len(maps)} that vary most'
