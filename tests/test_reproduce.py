@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from coco import small_coco
 from sa_mmdet.checkpoint import read_checkpoint
 from sa_mmdet.reproduce.processes import locked
 from sa_mmdet.reproduce.runs import ReproduceError
+from sa_mmdet.visualization.curves import read_log
 
 pytestmark = pytest.mark.xdist_group('reproduce')
 
@@ -97,10 +99,12 @@ def tool(monkeypatch, capsys, *args):
 def test_report_of_a_run(uninterrupted, coco_root):
     report = uninterrupted / 'report'
     assert {path.name for path in report.iterdir()} == {
-        'report.md', 'report.csv', 'report.json', 'table3.png', 'table4.png'}
+        'report.md', 'report.csv', 'report.json', 'table3.png', 'table4.png', 'curves'}
+    assert [path.name for path in (report / 'curves').iterdir()] == [f'{ROW}.png']
     markdown = (report / 'report.md').read_text()
     label = '4 images of instances_val2017.json in coco, NOT COCO val2017'
     assert f'Evaluated on **{label}**' in markdown
+    assert f'![{ROW}, seed 0](curves/{ROW}.png)' in markdown
     content = json.loads((report / 'report.json').read_text())
     cells = [cell for cell in content['cells'] if cell['status'] != 'not run']
     assert [cell['metric'] for cell in cells] == [
@@ -130,6 +134,11 @@ def test_killed_in_the_middle_it_ends_with_the_same_numbers(uninterrupted, tmp_p
     weights = [read_checkpoint(work_dir / ROW / 'seed0/epoch_2.pth')['state_dict']
                for work_dir in (uninterrupted, tmp_path)]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    logs = [read_log(work_dir / ROW / 'seed0') for work_dir in (uninterrupted, tmp_path)]
+    for name in ('loss', 'lr'):
+        curves = [log.curve(name) for log in logs]
+        assert len(curves[0][0]) == 2
+        assert np.array_equal(*curves)
 
 
 def test_a_finished_run_is_not_repeated(uninterrupted, coco_root, monkeypatch, capsys):

@@ -166,16 +166,15 @@ def show(runs: list[Run]) -> None:
         print(f'({len(unwritten)} of the configs are written when their runs start)')
 
 
-def results_in(work_dir: Path) -> list[tuple[Path, dict]]:
-    """The folders and results of the finished runs of a work dir."""
-    return [(path.parent, read_result(path))
-            for path in sorted(work_dir.glob('*/seed*/result.json'))]
+def results_in(work_dir: Path) -> dict[Path, dict]:
+    """The results of the finished runs of a work dir, by their folders."""
+    return {path.parent: read_result(path)
+            for path in sorted(work_dir.glob('*/seed*/result.json'))}
 
 
 def report(work_dir: Path) -> Path:
     """Write the report of the finished runs."""
-    return write_report(
-        work_dir / 'report', [result for _, result in results_in(work_dir)], ROOT / 'configs')
+    return write_report(work_dir / 'report', results_in(work_dir), ROOT / 'configs')
 
 
 def check(work_dir: Path) -> bool:
@@ -184,7 +183,7 @@ def check(work_dir: Path) -> bool:
     if not results:
         raise ReproduceError(f'{work_dir} has no finished run')
     well = [tell(f'{result["row"]} seed {result["seed"]}', check_result(result, folder),
-                 'every AP is as reported') for folder, result in results]
+                 'every AP is as reported') for folder, result in results.items()]
     return all(well)
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ..files import write_atomically
+from ..visualization.curves import LogError, draw_curves, read_log
 from .charts import KINDS, draw_table
 from .complexity_table import CELLS, compute_table
 from .paper import METRICS, TASKS
@@ -13,20 +14,25 @@ from .summary import Summary, summarize
 
 TITLES = {3: 'Table 3: object detection', 4: 'Table 4: instance segmentation'}
 NOT_RUN = 'not run'
+CURVES = 'curves'  # folder in the report's
+CAPTION = ('Losses are as MMEngine logs them: each value is the mean of the last iterations, whose '
+           "number is `log_processor.window_size` of the config. Validation AP is of the config's "
+           'validation images, after each epoch. Seeds are lines of the same colour.')
 
 
-def write_report(folder: Path, results: list[dict], configs: Path) -> Path:
-    """Write report.md, report.csv, report.json, table3.png and table4.png.
+def write_report(folder: Path, runs: dict[Path, dict], configs: Path) -> Path:
+    """Write report.md, report.csv, report.json, table3.png, table4.png and curves/<row>.png.
 
     Args:
         folder: to write to; made if it does not exist.
-        results: contents of the result.json files of finished runs.
+        runs: contents of the result.json files of finished runs, by the runs' folders.
         configs: the folder of the rows' configs, for Params and GFLOPs.
 
     Returns:
         The path of report.md.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CURVES).mkdir(parents=True, exist_ok=True)
+    results = list(runs.values())
     tables = {table: summarize(table, results) for table in TASKS}
     counts = _complexity(configs)
     for table, summaries in tables.items():
@@ -36,7 +42,8 @@ def write_report(folder: Path, results: list[dict], configs: Path) -> Path:
     write_atomically(folder / 'report.csv', _csv(records))
     write_atomically(folder / 'report.json', json.dumps(
         dict(evaluated_on=_labels(results), cells=records, runs=results), indent=1))
-    write_atomically(folder / 'report.md', _markdown(tables, results, counts))
+    write_atomically(folder / 'report.md', '\n\n'.join([
+        _markdown(tables, results, counts), *_learning_curves(folder, runs)]) + '\n')
     return folder / 'report.md'
 
 
@@ -88,7 +95,7 @@ def _markdown(tables: dict[int, list[Summary]], results: list[dict], counts: dic
         parts += [f'## {title} ({KINDS[TASKS[table]]} AP, %)',
                   _table(table, summaries, comparable, counts), f'![{title}](table{table}.png)']
     parts += ['## Runs', _runs(results)]
-    return '\n\n'.join(parts) + '\n'
+    return '\n\n'.join(parts)
 
 
 def _introduction(results: list[dict], comparable: bool) -> str:
@@ -170,6 +177,24 @@ def _runs(results: list[dict]) -> str:
             ', '.join(f'{name} {version}' for name, version in versions.items()),
             result['commit']])
     return _markdown_table(header, rows) if rows else 'None.'
+
+
+def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
+    """Draw the rows that were trained here; what the report says of them."""
+    logs, problems = {}, []
+    for place, result in sorted(runs.items(), key=lambda run: (run[1]['row'], run[1]['seed'])):
+        if result['epochs'] is None:  # not trained here
+            continue
+        try:
+            logs.setdefault(result['row'], {})[result['seed']] = read_log(place)
+        except LogError as error:
+            problems.append(f'{result["row"]} seed {result["seed"]} has no curves: {error}.')
+    pictures = []
+    for row, by_seed in logs.items():
+        title = f'{row}, {"seed" if len(by_seed) == 1 else "seeds"} {", ".join(map(str, by_seed))}'
+        write_atomically(folder / CURVES / f'{row}.png', draw_curves([*by_seed.values()], title))
+        pictures.append(f'![{title}]({CURVES}/{row}.png)')
+    return ['## Learning curves', CAPTION, *pictures, *problems] if pictures or problems else []
 
 
 def _or_dash(value) -> str:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from logs import write_log
 from sa_mmdet.analysis import report
 from sa_mmdet.analysis.paper import METRICS
 from sa_mmdet.analysis.summary import summarize
@@ -31,7 +32,9 @@ def write(tmp_path, results, monkeypatch):
         row.row.name: dict(params_m=41.534, gflops=207.071, paper_params_m=41.53,
                            paper_gflops=207.07, differences={})
         for row in summarize(3, [])})
-    path = report.write_report(tmp_path, results, CONFIGS)
+    runs = {tmp_path / 'work' / result['row'] / f'seed{result["seed"]}': result
+            for result in results}
+    path = report.write_report(tmp_path, runs, CONFIGS)
     with (tmp_path / 'report.csv').open() as file:
         rows = list(csv.DictReader(file))
     return path.read_text(), rows, json.loads((tmp_path / 'report.json').read_text())
@@ -112,3 +115,31 @@ def test_pictures_show_what_is_measured(tmp_path, monkeypatch):
     paper = count('paper', [result('retinanet_sa-r50', 0.4)], black)
     tiny = count('tiny', [result('retinanet_sa-r50', 0.4, evaluated_on=TINY)], black)
     assert paper > tiny + 1000
+
+
+def test_learning_curves_of_the_rows_that_were_trained_here(tmp_path, monkeypatch):
+    """One picture a row, whatever its seeds; a row that was only tested has none."""
+    row, tested = 'mask-rcnn_sa-r50', dict(epochs=None, batch=None, hours=None)
+    runs = [result(row, 0.39), result(row, 0.39, seed=1), result('retinanet_r50', 0.3, **tested)]
+    for seed in range(2):
+        write_log(tmp_path / 'work' / row / f'seed{seed}', epochs=2)
+    markdown, _, _ = write(tmp_path, runs, monkeypatch)
+    section = markdown.split('## Learning curves')[1]
+    assert f'![{row}, seeds 0, 1](curves/{row}.png)' in section
+    assert section.count('![') == 1
+    assert [path.name for path in (tmp_path / 'curves').iterdir()] == [f'{row}.png']
+    assert cv2.imread(str(tmp_path / f'curves/{row}.png')) is not None
+
+
+def test_a_lost_log_is_told_and_hides_no_other(tmp_path, monkeypatch):
+    row = 'mask-rcnn_sa-r50'
+    write_log(tmp_path / 'work' / row / 'seed1', epochs=2)
+    markdown, _, _ = write(tmp_path, [result(row, 0.39), result(row, 0.39, seed=1)], monkeypatch)
+    section = markdown.split('## Learning curves')[1]
+    assert f'![{row}, seed 1](curves/{row}.png)' in section
+    assert f'{row} seed 0 has no curves: there is no log of a training' in section
+
+
+def test_no_learning_curves_where_nothing_was_trained(tmp_path, monkeypatch):
+    tested = result('retinanet_r50', 0.3, epochs=None, batch=None, hours=None)
+    assert 'Learning curves' not in write(tmp_path, [tested], monkeypatch)[0]
