@@ -175,17 +175,20 @@ def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
             if smooth and alone:
                 axes.plot(x, y, color=colour, alpha=FAINT, linewidth=width / 2)
             axes.plot(x, running_median(y) if smooth else y, color=colour, linewidth=width,
-                      marker='o' if len(x) < FEW else None, markersize=3)
+                      marker='o' if len(x) < FEW else None, markersize=3,
+                      clip_on=panel.logarithmic, zorder=3)
         handles.append(Line2D([], [], color=colour, linewidth=1.8, label=LABELS.get(name, name)))
     if smooth and alone:
         handles.append(Line2D([], [], color='black', alpha=FAINT, label='as logged'))
     if smooth:
         handles.append(Line2D([], [], color='black', label='running median'))
-    if len(handles) > 1:
+    if panel.names[0] in LABELS:
         axes.legend(handles=handles, loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False,
                     fontsize='small')
     axes.set_ylabel(panel.label)
-    if panel.logarithmic and np.isfinite(axes.dataLim.minposy):  # something is above 0
+    if not panel.logarithmic:
+        axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+    elif np.isfinite(axes.dataLim.minposy):  # something is above 0
         _make_logarithmic(axes)
     style(axes)
     axes.grid(axis='x', alpha=0.3)

@@ -62,6 +62,7 @@ def test_lines_that_are_not_whole_are_passed_over(tmp_path):
     ([], 'is empty, damaged or of something else'),
     (['{"loss": 1, "st'], 'is empty, damaged or of something else'),
     ([validation(1, 0.3)], 'no iteration of a training by epochs'),
+    ([{'loss': 1., 'iter': 50, 'step': 50}], 'no iteration of a training by epochs'),
 ], ids=str)
 def test_logs_without_a_training(lines, message, tmp_path):
     if lines is not None:
@@ -112,7 +113,8 @@ def test_panels_show_what_was_logged(tmp_path, monkeypatch):
     assert line.get_xydata() == pytest.approx(np.array([[100, 1], [200, 2], [300, 3]]))
     above = loss.child_axes[0]
     assert (above.get_xlabel(), figure.axes[-1].get_xlabel()) == ('epoch', 'iteration')
-    assert above.get_xlim() == pytest.approx([x / 100 for x in loss.get_xlim()])
+    places = [axes.transData.transform((x, 1))[0] for axes, x in ((above, 2), (loss, 200))]
+    assert places[0] == pytest.approx(places[1])
 
 
 def test_the_norm_of_the_gradient_where_it_was_logged(tmp_path, monkeypatch):
@@ -151,6 +153,14 @@ def test_seeds_are_thin_lines_of_the_same_colour(tmp_path, monkeypatch):
     assert len(set(colours)) == 3
 
 
+@pytest.mark.parametrize(('ap', 'top'), [(0., 1), (0.005, 1), (0.4, 40)])
+def test_ap_is_drawn_from_0(ap, top, tmp_path, monkeypatch):
+    write_lines(tmp_path, iteration(10, 1), validation(1, 0.), iteration(20, 2), validation(2, ap))
+    axes = panel(draw(monkeypatch, read_log(tmp_path)), 'validation AP (%)')
+    assert axes.get_ylim() == (0, pytest.approx(top, rel=0.1))
+    assert [text.get_text() for text in axes.get_legend().texts] == ['box']
+
+
 def test_ap_without_objects_is_left_out(tmp_path):
     write_lines(tmp_path, iteration(10, 1), validation(1, -1), iteration(20, 2), validation(2, 0.))
     assert [values.tolist() for values in read_log(tmp_path).curve('coco/bbox_mAP')] == [[20], [0]]
@@ -161,7 +171,9 @@ def test_what_has_no_logarithm_is_left_out(tmp_path, monkeypatch):
     write_lines(tmp_path, iteration(10, 1, loss=float('nan'), loss_bbox=0., grad_norm=float('inf')),
                 iteration(20, 1, loss_bbox=0., lr=0.), iteration(30, 1, loss_bbox=1e-30))
     figure = draw(monkeypatch, read_log(tmp_path))
-    bottom, top = panel(figure, 'loss').get_ylim()
+    loss = panel(figure, 'loss')
+    assert np.isinf(loss.yaxis.get_transform().transform([0.]))  # not drawn, instead of far below
+    bottom, top = loss.get_ylim()
     assert bottom == pytest.approx(top / 1e4)
     write_lines(tmp_path, iteration(10, 1, loss=float('nan'), loss_cls=0., loss_bbox=0., lr=0.),
                 attempt='20260103_000000')
