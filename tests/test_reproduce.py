@@ -99,8 +99,10 @@ def tool(monkeypatch, capsys, *args):
 def test_report_of_a_run(uninterrupted, coco_root):
     report = uninterrupted / 'report'
     assert {path.name for path in report.iterdir()} == {
-        'report.md', 'report.csv', 'report.json', 'table3.png', 'table4.png', 'curves'}
-    assert [path.name for path in (report / 'curves').iterdir()] == [f'{ROW}.png']
+        'report.md', 'report.csv', 'report.json', 'table3.png', 'table4.png', 'curves',
+        'detections'}
+    for folder in ('curves', 'detections'):
+        assert [path.name for path in (report / folder).iterdir()] == [f'{ROW}.png']
     markdown = (report / 'report.md').read_text()
     label = '4 images of instances_val2017.json in coco, NOT COCO val2017'
     assert f'Evaluated on **{label}**' in markdown

@@ -14,14 +14,18 @@ from .summary import Summary, summarize
 
 TITLES = {3: 'Table 3: object detection', 4: 'Table 4: instance segmentation'}
 NOT_RUN = 'not run'
-CURVES = 'curves'  # folder in the report's
+PICTURE = 'predictions.png'  # of the detections, in the folder of a run
+CURVES, DETECTIONS = 'curves', 'detections'  # folders in the report's
 CAPTION = ('Losses are as MMEngine logs them: each value is the mean of the last iterations, whose '
            "number is `log_processor.window_size` of the config. Validation AP is of the config's "
            'validation images, after each epoch. Seeds are lines of the same colour.')
+DETECTIONS_CAPTION = ('The first images that have objects: ground truth left; right the detections '
+                      'with a score of at least 0.3, as the test saved them, of the first seed.')
 
 
 def write_report(folder: Path, runs: dict[Path, dict], configs: Path) -> Path:
-    """Write report.md, report.csv, report.json, table3.png, table4.png and curves/<row>.png.
+    """Write report.md, report.csv, report.json, table3.png, table4.png, and <row>.png in curves and
+    detections.
 
     Args:
         folder: to write to; made if it does not exist.
@@ -31,7 +35,8 @@ def write_report(folder: Path, runs: dict[Path, dict], configs: Path) -> Path:
     Returns:
         The path of report.md.
     """
-    (folder / CURVES).mkdir(parents=True, exist_ok=True)
+    for name in (CURVES, DETECTIONS):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     results = list(runs.values())
     tables = {table: summarize(table, results) for table in TASKS}
     counts = _complexity(configs)
@@ -43,7 +48,8 @@ def write_report(folder: Path, runs: dict[Path, dict], configs: Path) -> Path:
     write_atomically(folder / 'report.json', json.dumps(
         dict(evaluated_on=_labels(results), cells=records, runs=results), indent=1))
     write_atomically(folder / 'report.md', '\n\n'.join([
-        _markdown(tables, results, counts), *_learning_curves(folder, runs)]) + '\n')
+        _markdown(tables, results, counts), *_learning_curves(folder, runs),
+        *_detections(folder, runs)]) + '\n')
     return folder / 'report.md'
 
 
@@ -195,6 +201,18 @@ def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
         write_atomically(folder / CURVES / f'{row}.png', draw_curves([*by_seed.values()], title))
         pictures.append(f'![{title}]({CURVES}/{row}.png)')
     return ['## Learning curves', CAPTION, *pictures, *problems] if pictures or problems else []
+
+
+def _detections(folder: Path, runs: dict[Path, dict]) -> list[str]:
+    """A section with the picture of each row's first run that has one."""
+    pictures = {}
+    for run, result in sorted(runs.items(), key=lambda item: item[1]['seed']):
+        if (run / PICTURE).is_file():
+            pictures.setdefault(result['row'], run / PICTURE)
+    for row, picture in pictures.items():
+        write_atomically(folder / DETECTIONS / f'{row}.png', picture.read_bytes())
+    lines = [f'{row}:\n\n![{row}]({DETECTIONS}/{row}.png)' for row in pictures]
+    return ['## Detections', DETECTIONS_CAPTION, *lines] if lines else []
 
 
 def _or_dash(value) -> str:

@@ -38,6 +38,12 @@ def dataset_classes(dataset: ConfigDict) -> list[str]:
     return list(classes or DATASETS.get(dataset.type).METAINFO['classes'])
 
 
+def dataset_meta(dataset: ConfigDict) -> dict:
+    """What a data set's config tells of its classes: 'classes' and 'palette', their colours."""
+    return dict(palette='random') | DATASETS.get(dataset.type).METAINFO | {
+        key.lower(): value for key, value in (dataset.get('metainfo') or {}).items()}
+
+
 def coco_problems(dataset: ConfigDict, trains: bool) -> Iterator[str]:
     """What is wrong with a data set that is read as ``mmdet.CocoDataset`` does it.
 

@@ -39,7 +39,7 @@ def dataset_problems(config: Config) -> Iterator[str]:
     contents = {}
     for split in ('train', 'val', 'test'):
         dataset = config[f'{split}_dataloader'].dataset
-        path, images = _paths(dataset)
+        path, images = dataset_paths(dataset)
         key = (path, images)
         if key not in contents:
             contents[key] = None
@@ -48,7 +48,7 @@ def dataset_problems(config: Config) -> Iterator[str]:
             yield from _evaluator_problems(config, split, contents[key])
 
 
-def _paths(dataset: ConfigDict) -> tuple[Path, Path]:
+def dataset_paths(dataset: ConfigDict) -> tuple[Path, Path]:
     """The annotation file and the folder of the images."""
     root = dataset.get('data_root') or ''
     return (Path(os.path.join(root, dataset.ann_file)),

@@ -9,10 +9,15 @@ from datetime import datetime
 from pathlib import Path
 
 from ..analysis.paper import load_table
+from ..analysis.report import PICTURE
+from ..configuration import ConfigError
+from ..datasets.coco import dataset_meta
 from ..environment import versions
 from ..files import write_atomically
+from ..visualization.detections import draw_detections
+from ..visualization.predictions import encode
 from .checks import disk_problems
-from .dataset import describe_evaluation
+from .dataset import dataset_paths, describe_evaluation
 from .evaluation import LOGGED, differs_from_log, evaluate_detections, sha256
 from .processes import locked, run_child
 from .runs import ReproduceError, Run, Settings
@@ -73,6 +78,20 @@ def bring_to_end(run: Run, lock: int) -> None:
     logged = _test(run, checkpoint, lock)
     result = _result(run, checkpoint, logged)
     write_atomically(run.result_file, json.dumps(result, indent=1))
+    _draw(run, result)
+
+
+def _draw(run: Run, result: dict) -> None:
+    """Draw what was detected in the first images, for the report."""
+    dataset = run.config.test_dataloader.dataset
+    try:
+        picture = draw_detections(
+            Path(result['evaluated_on']['annotations']), dataset_paths(dataset)[1],
+            _dump(run, run.tasks[-1]), dataset_meta(dataset))
+    except (ConfigError, OSError, ValueError) as error:  # the result stands without
+        print(f'=== {run.name}: no picture of its detections: {error}')
+    else:
+        write_atomically(run.folder / PICTURE, encode(picture))
 
 
 def train_command(run: Run) -> list[str]:

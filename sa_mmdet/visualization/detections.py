@@ -17,7 +17,7 @@ from .predictions import GAP, draw_predictions
 
 
 def draw_detections(annotations: Path, images: Path, detections: Path, meta: dict,
-                    threshold: float = 0.3, count: int = 4) -> np.ndarray:
+                    threshold: float = 0.3, count: int = 3) -> np.ndarray:
     """Draw the first images of a data set that have objects, one below the other.
 
     Args:

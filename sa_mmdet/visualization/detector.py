@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from mmdet.registry import DATASETS, MODELS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
@@ -14,6 +14,7 @@ from torch import nn
 from ..checkpoint.convert import listed
 from ..checkpoint.read import CheckpointError, read_checkpoint
 from ..configuration import ConfigError, reason
+from ..datasets.coco import dataset_meta
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,11 @@ def load_detector(config: Config, checkpoint: Path, device: str) -> nn.Module:
     init_default_scope(config.get('default_scope') or 'mmdet')
     model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
     _load(model, content['state_dict'], checkpoint)
-    model.dataset_meta = _dataset_meta(content, config)
+    # as the checkpoint says, and otherwise the test data set
+    model.dataset_meta = dataset_meta(config.test_dataloader.dataset) | {
+        key.lower(): value
+        for key, value in content.get('meta', {}).get('dataset_meta', {}).items()}
     return model.to(device).eval()
-
-
-def _dataset_meta(content: dict, config: Config) -> dict:
-    """Classes and their colours: as the checkpoint says, and otherwise the test data set."""
-    dataset = config.test_dataloader.dataset
-    meta = dict(palette='random') | DATASETS.get(dataset.type).METAINFO
-    for source in (dataset.get('metainfo'), content.get('meta', {}).get('dataset_meta')):
-        meta |= {key.lower(): value for key, value in (source or {}).items()}
-    return meta
 
 
 def _load(model: nn.Module, state: dict, path: Path) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -143,3 +144,20 @@ def test_a_lost_log_is_told_and_hides_no_other(tmp_path, monkeypatch):
 def test_no_learning_curves_where_nothing_was_trained(tmp_path, monkeypatch):
     tested = result('retinanet_r50', 0.3, epochs=None, batch=None, hours=None)
     assert 'Learning curves' not in write(tmp_path, [tested], monkeypatch)[0]
+
+
+def test_detections_of_the_first_seed_that_has_a_picture(tmp_path, monkeypatch):
+    runs = [result('mask-rcnn_r50', 0.3, seed=seed) for seed in (2, 0, 1)]
+    for seed in (1, 2):
+        folder = tmp_path / f'work/mask-rcnn_r50/seed{seed}'
+        folder.mkdir(parents=True)
+        (folder / 'predictions.png').write_bytes(b'picture of %d' % seed)
+    markdown, _, _ = write(tmp_path, [*runs, result('retinanet_r50', 0.3)], monkeypatch)
+    section = markdown.split('## Detections')[1]
+    assert re.findall(r'!\[.*\]\((.*)\)', section) == ['detections/mask-rcnn_r50.png']
+    assert (tmp_path / 'detections/mask-rcnn_r50.png').read_bytes() == b'picture of 1'
+
+
+def test_no_detections_where_none_were_drawn(tmp_path, monkeypatch):
+    markdown, _, _ = write(tmp_path, [result('mask-rcnn_r50', 0.3)], monkeypatch)
+    assert '## Detections' not in markdown
