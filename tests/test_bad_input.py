@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch import nn
 
 from coco import CONFIGS, drawn_coco
@@ -240,6 +243,15 @@ model = dict(backbone=dict(plugins=[plugin]))''',
 _base_ = {str(SA)!r}
 model = dict(backbone=dict(init_cfg=None, **{SMALL!r}), neck=dict(in_channels=[64, 128, 256, 512]))
 ''',
+    'other_classes.py': '''
+_base_ = 'small.py'
+model = dict(bbox_head=dict(num_classes=2))
+metainfo = dict(classes=('person', 'dog'))
+train_dataloader = dict(dataset=dict(metainfo=metainfo))
+test_dataloader = dict(dataset=dict(metainfo=metainfo))
+''',
+    'no_data.py': "_base_ = 'small.py'\ntest_dataloader = None",
+    'empty.jpg': b'',
     'empty.pth': b'',
     'text.pth': 'hello',
     'settings/settings.json': '[1]',
@@ -280,6 +292,10 @@ def folder(tmp_path_factory):
         (root / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for name, content in checkpoints().items():
         torch.save(content, root / name)
+    for name in ('small', 'other_classes'):
+        init_default_scope('mmdet')
+        model = MODELS.build(Config.fromfile(root / f'{name}.py').model)
+        torch.save(model.state_dict(), root / f'{name}.pth')
     (root / 'truncated.pth').write_bytes((root / 'plain.pth').read_bytes()[:-1000])
     (root / 'folder.py').mkdir()
     drawn_coco(root / 'data/coco')
@@ -463,8 +479,55 @@ CHECKPOINTS = [
 ]
 
 
+def drawn(name, options, *fragments, mode='predict', checkpoint='small.pth'):
+    return told(f'{mode}, {name}', f'visualize.py {mode} small.py {checkpoint} {options}',
+                *fragments)
+
+
+VISUALIZATION = [
+    told('no mode', 'visualize.py', 'required', 'MODE', 'usage: '),
+    told('another mode', 'visualize.py attention small.py small.pth',
+         'invalid choice', "'attention'", 'predict'),
+    told('no test data', 'visualize.py predict no_data.py small.pth',
+         'no test_dataloader', 'no_data.py', 'give the config of a detector with its data'),
+    drawn('no such image', 'nowhere.jpg',
+          'does not exist', 'nowhere.jpg', 'give an image, or a folder'),
+    drawn('text', 'notes.txt', 'is no image', 'notes.txt (5 bytes)', 'give another'),
+    drawn('empty image', 'empty.jpg', 'is no image', 'empty.jpg (0 bytes)', 'give another'),
+    drawn('no images', 'settings', 'has no image', 'settings', 'give another folder'),
+    drawn('no count', '--images 0', '--images must be', 'got 0', 'at least 1'),
+    drawn('threshold', '--pred-score-thr 30', '--pred-score-thr must be', 'got 30', 'from 0 to 1'),
+    drawn('below a file', '--out-dir notes.txt/out', 'is not a folder', 'notes.txt', 'choose'),
+    drawn('GPU', '--device cuda:9', 'cannot be used', 'cuda:9', 'Use cpu, or another'),
+    drawn('device', '--device gpu', 'cannot be used', 'device gpu', 'Use cpu, or another'),
+    drawn('no checkpoint', '', 'does not exist', 'nowhere.pth', 'give the path of a checkpoint',
+          checkpoint='nowhere.pth'),
+    drawn('damaged', '', 'is not a checkpoint of PyTorch', 'truncated.pth', 'copy it again',
+          checkpoint='truncated.pth'),
+    drawn('a backbone', '', 'is of another model', '318 are none', 'Give the config that',
+          checkpoint='plain.pth'),
+    drawn('another head', '', 'have other shapes', 'bbox_head.retina_cls', 'Give the config that',
+          checkpoint='other_classes.pth'),
+    drawn('layer', '--layer backbone.layer4.3', 'none of this name', 'backbone.layer4.3',
+          'near it are backbone.layer2.3', mode='cam'),
+    drawn('class', '--classes person dg', 'does not have it', 'class dg', 'did you mean dog',
+          mode='cam'),
+    drawn('classes and boxes', '--classes dog --boxes 1', 'not allowed with', '--boxes',
+          '--classes', mode='cam'),
+    drawn('box', '--boxes -1', 'numbered from 0', 'got -1', '--boxes', mode='cam'),
+    drawn('second config', '--compare nowhere.py small.pth', 'does not exist', 'nowhere.py',
+          'give the path of a config', mode='cam'),
+    drawn('second checkpoint', '--compare small.py plain.pth', 'is of another model',
+          'plain.pth', 'Give the config that', mode='cam'),
+    drawn('second classes', '--compare other_classes.py other_classes.pth', 'has other classes',
+          '(2: person, dog', 'two detectors of the same data set', mode='cam'),
+    drawn('layer of groups', '--layer backbone.layer4.2', 'is AttentionBottleneck',
+          'backbone.layer4.2', 'give one, such as backbone.layer4.2.sa', mode='groups'),
+]
+
+
 @pytest.mark.parametrize(('command', 'fragments'), [
-    *CONFIG_FILES, *OVERRIDES, *TOOL_OPTIONS, *REPRODUCTION, *CHECKPOINTS])
+    *CONFIG_FILES, *OVERRIDES, *TOOL_OPTIONS, *REPRODUCTION, *CHECKPOINTS, *VISUALIZATION])
 def test_tool(command, fragments, folder, monkeypatch, capsys):
     refuses(command, fragments, folder, monkeypatch, capsys)
 

@@ -156,7 +156,7 @@ def visualize(args: argparse.Namespace) -> Path:
         detector, args.pred_score_thr, getattr(args, 'layer', None),
         [find_class(detector.model, name) for name in classes] if classes else None,
         getattr(args, 'boxes', None), other)
-    check_look(look)
+    check_look(args.mode, look)
     args.out_dir.mkdir(parents=True, exist_ok=True)
     sections = draw_sections(args.mode, look, pictures, args.out_dir)
     page = args.out_dir / f'{args.mode}.html'

@@ -43,7 +43,8 @@ def load_weights(path: Path) -> object:
             MMEngine's log history to load, and the user has not set ``TRUST_CODE``.
     """
     if not path.is_file():
-        raise CheckpointError(f'{path} {"is a folder" if path.is_dir() else "does not exist"}')
+        found = 'is a folder' if path.is_dir() else 'does not exist'
+        raise CheckpointError(f'{path} {found}: give the path of a checkpoint')
     try:
         return torch.load(path, map_location='cpu', weights_only=not trusted())
     except pickle.UnpicklingError as error:

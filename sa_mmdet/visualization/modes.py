@@ -46,8 +46,10 @@ class Look:
 Mode = Callable[[Look, Picture], Iterator[Drawing | str]]
 
 
-def check_look(look: Look) -> None:
+def check_look(mode: str, look: Look) -> None:
     """Raise ConfigError unless each detector has the layer, and both have the same classes."""
+    if mode == 'groups':
+        check_groups(look.detector.model, look.layer)
     for detector in filter(None, (look.detector, look.other)):
         if look.layer:
             find_layer(detector.model, look.layer)
@@ -155,7 +157,6 @@ def gates_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
 def groups_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
     """Response and score of each group before and after the channel shuffle."""
     model = look.detector.model
-    check_groups(model, look.layer)
     targets, lacking = _find_targets(look, predict(model, picture))
     yield from lacking
     if targets:

@@ -85,7 +85,7 @@ def _section(section: Section) -> str:
 def _figure(drawing: Drawing) -> str:
     kind, content = _smaller(drawing.png)
     width = f' style="min-width: min(100%, {drawing.least_width}px)"' if drawing.least_width else ''
-    return (f'<figure>\n<img{width} alt="{escape(drawing.caption)}" '
+    return (f'<figure>\n<img{width} alt="{escape(drawing.name)}" '
             f'src="data:image/{kind};base64,{base64.b64encode(content).decode()}">\n'
             f'<figcaption>{escape(drawing.caption)}</figcaption>\n</figure>\n')
 

@@ -83,11 +83,11 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ConfigError: the file is no image, or damaged.
     """
-    image = mmcv.imread(path, channel_order='rgb') if path.stat().st_size else None
+    image = mmcv.imread(path) if path.stat().st_size else None
     if image is None:
         raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
                           'another')
-    return image
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSample]]:
