@@ -80,25 +80,17 @@ def grad_cam(model: nn.Module, layer: str, picture: Picture, target: Target) -> 
 
 
 def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
-                          target: Target) -> tuple[Tensor, Tensor]:
-    """A layer's output, and the output times the gradient of a detector's score.
+                          target: Target) -> Tensor:
+    """A layer's output times the gradient of a detector's score.
 
     The product's sum over a part of the output is, to first order, what the score would lose
-    without that part (Molchanov et al., arXiv 1611.06440, equation 7).
-
-    Args:
-        As ``grad_cam``.
+    without that part (Molchanov et al., arXiv 1611.06440, equation 7). It takes and raises what
+    ``grad_cam`` does.
 
     Returns:
-        Two tensors, (1, K, h, w), on the CPU.
-
-    Raises:
-        ConfigError: as ``grad_cam`` does.
+        (1, K, h, w), on the CPU.
     """
-    output, product = (
-        _attribute(method, model, layer, picture, target).detach().cpu()
-        for method in ('LayerActivation', 'LayerGradientXActivation'))
-    return output, product
+    return _attribute('LayerGradientXActivation', model, layer, picture, target).detach().cpu()
 
 
 def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tensor], Tensor]:

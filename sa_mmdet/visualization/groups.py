@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
+from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from ..configuration import ConfigError
@@ -18,7 +19,7 @@ from .detector import find_layer
 from .figure import COLOURS, png, style
 from .grad_cam import Target, gradient_times_output
 from .heat_maps import colour_bar, overlay, show_image, without_padding
-from .pictures import Picture, prepare
+from .pictures import Picture, detect, prepare
 
 MOST_MAPS = 6
 WIDTH, LINES_HEIGHT = 12., 5.  # inches
@@ -65,13 +66,25 @@ def group_scores(model: nn.Module, layer: str, picture: Picture,
         ConfigError: the layer is another, or no gradient comes to it from the score.
     """
     attention = check_groups(model, layer)
-    sample = prepare(model, picture)[1][0]
+    output, sample = _output(model, attention, picture)
     scores = {}
     for target in targets:
-        output, product = gradient_times_output(model, layer, picture, target)
+        product = gradient_times_output(model, layer, picture, target)
         scores[target.name] = tuple(part.sum((1, 2, 3)) for part in _orders(attention, product))
     maps = tuple(without_padding(part.mean(1), sample) for part in _orders(attention, output))
     return GroupScores(maps, tuple(part.mean((1, 2)) for part in maps), scores)
+
+
+@torch.no_grad()
+def _output(model: nn.Module, layer: nn.Module, picture: Picture) -> tuple[Tensor, DetDataSample]:
+    """A layer's output, on the CPU, and the data sample of the picture."""
+    outputs = []
+    hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output.cpu().clone()))
+    try:
+        sample = detect(model, *prepare(model, picture))
+    finally:
+        hook.remove()
+    return outputs[0], sample
 
 
 def _orders(layer: ShuffleAttention, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
-from torch import Tensor
 
 from ..configuration import ConfigError
 from ..files import write_atomically
@@ -114,13 +113,18 @@ def _listed(found: InstanceData, meta: dict) -> str:
 def cam_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
     """Where the score of a class, or of a detection, comes from, for one or two models."""
     sample = predict(look.detector.model, picture)
+    seen = [(look.detector, picture, sample)]
+    if look.other:
+        prepared, = pictures_of_files(look.other.config, [picture.path])
+        seen.append((look.other, prepared, predict(look.other.model, prepared)))
     targets, lacking = _find_targets(look, sample)
     yield from lacking
     for target in targets:
-        cams = {look.detector.name: _cam(look, look.detector, picture, target)}
-        if look.other:
-            seen, = pictures_of_files(look.other.config, [picture.path])
-            cams[look.other.name] = _cam(look, look.other, seen, target)
+        cams = {}
+        for detector, prepared, sample in seen:
+            found = marked(sample, target)
+            cams[detector.name] = found, grad_cam(
+                detector.model, look.layer, prepared, target) if len(found) else None
         name = f'cam_{picture.name}_{target.name.replace(" ", "-").replace("/", "-")}'
         yield Drawing(name, draw_cams(
             picture.image, target, look.detector.model.dataset_meta, cams, look.layer), (
@@ -130,13 +134,6 @@ def cam_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
 
 def _find_targets(look: Look, sample: DetDataSample) -> tuple[list[Target], list[str]]:
     return find_targets(look.detector.model, sample, look.threshold, look.labels, look.boxes)
-
-
-def _cam(look: Look, detector: Detector, picture: Picture,
-         target: Target) -> tuple[InstanceData, Tensor | None]:
-    model = detector.model
-    found = marked(predict(model, picture), target)
-    return found, grad_cam(model, look.layer, picture, target) if len(found) else None
 
 
 def gates_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
