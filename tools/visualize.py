@@ -149,8 +149,9 @@ def visualize(args: argparse.Namespace) -> Path:
     other_config = read_detector_config(Path(compared[0])) if compared else None
     pictures = find_pictures(config, args)
     detector = Detector(args.config.stem, load_detector(config, args.checkpoint, device), config)
-    other = Detector(f'{Path(compared[0]).stem} (compared)', load_detector(
-        other_config, Path(compared[1]), device), other_config) if compared else None
+    other = compared and Detector(
+        other_name(args.config, Path(compared[0])),
+        load_detector(other_config, Path(compared[1]), device), other_config)
     classes = getattr(args, 'classes', None)
     look = Look(
         detector, args.pred_score_thr, getattr(args, 'layer', None),
@@ -162,6 +163,11 @@ def visualize(args: argparse.Namespace) -> Path:
     page = args.out_dir / f'{args.mode}.html'
     write_page(page, TITLES[args.mode], facts(args, device), sections)
     return page
+
+
+def other_name(config: Path, compared: Path) -> str:
+    """A name in pictures that is not the first detector's."""
+    return compared.stem if compared.stem != config.stem else f'{compared.stem} (compared)'
 
 
 def facts(args: argparse.Namespace, device: str) -> dict[str, str]:

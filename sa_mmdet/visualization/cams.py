@@ -8,7 +8,6 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ..configuration import ConfigError
 from .figure import COLOURS, png
 from .grad_cam import Target, box_target, class_target
 from .heat_maps import colour_bar, overlay, show_image
@@ -70,8 +69,6 @@ def draw_cams(image: np.ndarray, target: Target, meta: dict,
             detection.
         layer: the name of the layer.
     """
-    if not cams:
-        raise ConfigError('no model to draw')
     height, width = image.shape[:2]
     columns = len(cams) + 1
     figure = Figure(figsize=(COLUMN * columns + 0.8, COLUMN * height / width + 0.6),
@@ -105,5 +102,6 @@ def _draw_cam(axes: Axes, image: np.ndarray, found: InstanceData, cam: Tensor | 
     speaks = cam is not None and cam.max() > 0
     show_image(axes, overlay(image, cam / cam.max(), Normalize(0, 1)) if speaks else image)
     for left, top, right, bottom in found.bboxes.tolist():
-        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False,
-                                 edgecolor=COLOURS['sky blue'], linewidth=1.5))
+        for colour, width in (('black', 3.5), (COLOURS['sky blue'], 1.5)):  # seen on any ground
+            axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False,
+                                     edgecolor=colour, linewidth=width))
