@@ -95,7 +95,7 @@ def _caption(found: InstanceData, cam: Tensor | None) -> str:
     scores = f'score {found.scores.sum():.2f}'
     scores += f' of {len(found)} detections' if len(found) > 1 else ''
     return f'{scores}, maximum {cam.max():.2g}' if cam.max() > 0 else (
-        f'{scores}, nothing here speaks for it')
+        f'{scores}, nothing at this layer raises it')
 
 
 def _draw_cam(axes: Axes, image: np.ndarray, found: InstanceData, cam: Tensor | None) -> None:
