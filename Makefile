@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | dropin | lint | install
+# make quickstart | test | test-slow | dropin | docs | linkcheck | lint | install
 #     STACK=openmmlab|onedl   PYTHON=python3
 # dropin tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
@@ -17,7 +17,7 @@ endif
 VENV := .venv/$(STACK)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow dropin lint install clean
+.PHONY: quickstart test test-slow dropin docs linkcheck lint install clean
 
 quickstart: install
 	$(RUN) tools/quickstart.py $(ARGS)
@@ -31,16 +31,24 @@ test-slow: install
 dropin: install
 	$(RUN) tools/dropin.py --jobs $(WORKERS) $(ARGS)
 
+docs: install
+	$(RUN) -m sphinx -q -W --keep-going -c docs . docs/_build/html
+	@echo "$(CURDIR)/docs/_build/html/docs/index.html"
+
+# Whether external links lead somewhere, which needs the network.
+linkcheck: install
+	$(RUN) -m sphinx -q -b linkcheck -c docs . docs/_build/linkcheck
+
 lint: install
 	$(RUN) -m ruff check .
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt requirements/test.txt \
-		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
+		requirements/docs.txt requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
 		$(wildcard sa_mmdet/ops/shuffle_attention/csrc/*)
 	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv docs/_build

@@ -75,7 +75,7 @@ step 'virtual environment' "Remove $venv and try again." \
 step 'build tools' "$network" "${pip[@]}" -r requirements/build.txt
 step 'torch' "$network" "${pip[@]}" -r requirements/torch.txt -c requirements/build.txt
 step 'packages of both stacks' "$network" "${pip[@]}" --no-deps -r requirements/common.txt \
-    -r requirements/test.txt
+    -r requirements/test.txt -r requirements/docs.txt
 step "MMEngine, MMDetection and $mmcv, whose operators are compiled (many minutes)" \
     "$network
 mmcv needs a C++17 compiler, Python's headers (python3-dev) and about 2 GB of memory for each job: MAX_JOBS=1 builds with the least. On a GPU the CUDA toolkit must be that of torch; mmcv 2.1.0 predates CUDA 13, STACK=onedl does not." \

@@ -38,6 +38,7 @@ class NetworkCase:
 
     @property
     def layout(self) -> torch.memory_format:
+        """Of the images and the weights in memory."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
@@ -46,6 +47,7 @@ class NetworkCase:
         return self.dtype != torch.float32
 
     def autocast(self) -> torch.autocast:
+        """The context in which the network runs; it changes nothing in float32."""
         return torch.autocast(self.device.type, self.dtype if self.mixed else None,
                               enabled=self.mixed)
 

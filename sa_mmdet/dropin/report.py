@@ -29,7 +29,7 @@ NONE = '–'
 
 
 def write_page(docs: Path) -> Path:
-    """Render docs/dropin/*.json into docs/compatibility.md, between the two markers only.
+    """Render ``docs/dropin/*.json`` into docs/compatibility.md, between the two markers only.
 
     The page is made where it is missing. Raises MatrixError where it has not both markers.
     """

@@ -20,6 +20,7 @@ HOW_TO_BUILD = ('Install sa_mmdet where torch and a C++ compiler are, by `SA_MMD
 
 
 def library(name: str) -> Path:
+    """The file that a capability is compiled to; it exists where it was built."""
     return Path(__file__).with_name(f'_cpu_{name}.so')
 
 
@@ -47,6 +48,7 @@ def unavailable() -> str | None:
 
 
 def takes_device(device: torch.device) -> bool:
+    """Whether tensors of a device are computed here."""
     return device.type == 'cpu'
 
 
@@ -57,6 +59,7 @@ def operators() -> tuple[Callable, Callable]:
 
 @cache
 def operators_of(name: str) -> tuple[Callable, Callable]:
+    """Forward and backward of a capability whose library was loaded."""
     return (getattr(torch.ops.sa_mmdet, f'shuffle_attention_forward_{name}').default,
             getattr(torch.ops.sa_mmdet, f'shuffle_attention_backward_{name}').default)
 

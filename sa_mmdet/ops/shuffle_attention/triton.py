@@ -40,6 +40,7 @@ def unavailable() -> str | None:
 
 
 def takes_device(device: torch.device) -> bool:
+    """As ``cpu.takes_device``: CUDA, or the CPU in Triton's interpreter."""
     return device.type == ('cpu' if INTERPRETED else 'cuda')
 
 
