@@ -95,7 +95,7 @@ def given(tmp_path_factory):
     (folder / 'data').mkdir()
     (folder / 'work_dirs/quickstart').mkdir(parents=True)
     generate_shapes(folder / 'data/reference', train=0, val=0)
-    generate_shapes(folder / 'data/shapes', train=8, val=8)
+    generate_shapes(folder / 'data/shapes', train=4, val=2)
     settings = json.loads((folder / 'data/shapes/settings.json').read_text())
     (folder / 'data/shapes/settings.json').write_text(
         json.dumps(settings | dict(train=480, val=100)))  # of the whole, so that nothing is drawn
