@@ -21,14 +21,14 @@ def small_coco(source: Path, root: Path, images: int) -> Path:
     return root
 
 
-def drawn_coco(root: Path) -> Path:
-    """The smallest data set in COCO's layout: a grey image with one person, in each split."""
+def drawn_coco(root: Path, classes: tuple[str, ...] = ('person', )) -> Path:
+    """The smallest data set in COCO's layout: in each split a grey image with one object."""
     (root / 'annotations').mkdir(parents=True)
     content = dict(
         images=[dict(id=1, file_name='000000000001.jpg', height=32, width=32)],
         annotations=[dict(id=1, image_id=1, category_id=1, bbox=[4, 4, 16, 16], area=256,
                           segmentation=[[4, 4, 20, 4, 20, 20, 4, 20]], iscrowd=0)],
-        categories=[dict(id=1, name='person')])
+        categories=[dict(id=i, name=name) for i, name in enumerate(classes, start=1)])
     for split in ('train2017', 'val2017'):
         (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
         (root / split).mkdir()

@@ -18,6 +18,7 @@ from unittest import mock
 
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import HOOKS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -100,7 +101,7 @@ def given(tmp_path_factory):
     (folder / 'data/shapes/settings.json').write_text(
         json.dumps(settings | dict(train=480, val=100)))  # of the whole, so that nothing is drawn
     shutil.rmtree(folder / 'data/reference')
-    drawn_coco(folder / 'small/coco')
+    drawn_coco(folder / 'small/coco', CocoDataset.METAINFO['classes'])
 
     init_default_scope('mmdet')
     mask_rcnn = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
