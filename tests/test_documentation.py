@@ -147,6 +147,8 @@ def test_commands(page, clone):
 @pytest.mark.slow
 @each_page([page for page in PAGES if any(command.slow for command in commands_of(page))])
 def test_slow_commands(page, clone):
+    shutil.rmtree(clone / 'data/shapes')
+    generate_shapes(clone / 'data/shapes')  # the whole: the quickstart has to reach its AP
     run(script_of(page, slow=True), clone, files_of(page))
 
 
