@@ -52,6 +52,7 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
         sample = DetDataSample(
             gt_instances=_instances(objects, labels, information),
             pred_instances=_instances(best, labels, information))
+        sample.pred_instances.scores = torch.tensor([detection['score'] for detection in best])
         image = read_image(images / information['file_name'])
         rows.append(draw_predictions(image, sample, meta, threshold))
     return _below(rows)
@@ -62,8 +63,7 @@ def _instances(objects: list[dict], labels: dict[int, int], image: dict) -> Inst
     boxes = torch.tensor([o['bbox'] for o in objects]).reshape(-1, 4)
     instances = InstanceData(
         bboxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
-        labels=torch.tensor([labels[o['category_id']] for o in objects], dtype=torch.long),
-        scores=torch.tensor([o.get('score', 1.) for o in objects]))
+        labels=torch.tensor([labels[o['category_id']] for o in objects], dtype=torch.long))
     if objects and all('segmentation' in o for o in objects):
         masks = np.stack([coco_mask.decode(o['segmentation']) for o in objects])
         instances.masks = BitmapMasks(masks, image['height'], image['width'])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from sa_mmdet.visualization import detections
 from sa_mmdet.visualization.detections import draw_detections
 
 META = dict(classes=('dog', 'cat'), palette=[(255, 0, 0), (0, 0, 255)])
@@ -46,8 +47,8 @@ def files(tmp_path):
     return tmp_path
 
 
-def draw(files, detections, **options):
-    (files / 'detections.json').write_text(json.dumps(detections))
+def draw(files, found, **options):
+    (files / 'detections.json').write_text(json.dumps(found))
     return draw_detections(files / 'annotations.json', files / 'images',
                            files / 'detections.json', META, **options).astype(int)
 
@@ -67,6 +68,16 @@ def test_ground_truth_and_detections(files, mask):
     assert ((found[80:110, 240:260] != GREY).all()) == mask
     assert (second[:, 400 + GAP:] == 255).all()  # narrower, on white
     assert (second[:, 200 + GAP:400 + GAP] == GREY).all()  # nothing is detected
+
+
+def test_ground_truth_has_no_scores(files, monkeypatch):
+    """They would stand beside its classes."""
+    samples = []
+    monkeypatch.setattr(detections, 'draw_predictions', lambda image, sample, *_: (
+        samples.append(sample) or image))
+    draw(files, [detection(2, 17, (220, 60, 60, 60), 0.9)])
+    assert all('scores' not in sample.gt_instances for sample in samples)
+    assert samples[0].pred_instances.scores.tolist() == pytest.approx([0.9])
 
 
 def test_as_many_images_as_wanted(files):
