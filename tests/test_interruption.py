@@ -116,8 +116,11 @@ def kill_and_resume(config: Path, work_dir: Path, kills: int, seconds: float) ->
             alive = training.wait_for(training.is_writing)
             time.sleep(rng.uniform(0, 0.02))
         else:
+            # at the latest after an epoch, so that there is one left for every kill
             end = time.monotonic() + rng.uniform(0, seconds)
-            alive = training.wait_for(lambda end=end: time.monotonic() > end)
+            done = work_dir / f'epoch_{epoch + 1}.pth'
+            alive = training.wait_for(
+                lambda end=end, done=done: time.monotonic() > end or done.exists())
         assert alive, (work_dir / 'output.log').read_text()[-3000:]
         training.kill()
         unfinished += training.is_writing()
