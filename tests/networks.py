@@ -1,6 +1,11 @@
 """Networks and inputs that several tests share."""
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
+
+SIZE, VISIBLE = 64, (48, 64)  # of a slim detector's input and of the image in it
 
 
 def randomised(model: nn.Module) -> nn.Module:
@@ -26,3 +31,20 @@ def assert_same_outputs(a, b, **tolerance):
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         torch.testing.assert_close(x, y, **tolerance)
+
+
+def retinanet(**backbone) -> nn.Module:
+    """A RetinaNet with a slim backbone and random weights."""
+    init_default_scope('mmdet')
+    return randomised(MODELS.build(ConfigDict(
+        type='RetinaNet',
+        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=SIZE),
+        backbone=dict(depth=50, base_channels=16, **backbone),
+        neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=16, num_outs=5),
+        bbox_head=dict(
+            type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1,
+            anchor_generator=dict(
+                type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
+                ratios=[1.0], strides=[8, 16, 32, 64, 128])),
+        test_cfg=dict(nms_pre=10, min_bbox_size=0, score_thr=0., max_per_img=5,
+                      nms=dict(type='nms', iou_threshold=0.5)))))

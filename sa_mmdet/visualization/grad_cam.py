@@ -1,12 +1,16 @@
 """Where a detector's score comes from: Grad-CAM (Selvaraju et al., arXiv 1610.02391)."""
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from mmdet.models.detectors.single_stage import SingleStageDetector
+from mmdet.models.detectors.single_stage_instance_seg import SingleStageInstanceSegmentor
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..configuration import ConfigError
 from .detector import find_layer
@@ -14,6 +18,14 @@ from .pictures import Picture, detect, prepare
 
 NO_GRADIENT = 'used in the graph', 'does not require grad'  # PyTorch's words
 SAME_BOX = 0.5  # overlap (IoU) from which a box of another model is the same object
+DENSE = SingleStageDetector, SingleStageInstanceSegmentor
+
+
+class _Attached(TorchFunctionMode):
+    """``Tensor.detach`` is without effect: dense heads detach the maps that scores are from."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func is Tensor.detach else func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,8 @@ def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tens
 
     def score(inputs: Tensor) -> Tensor:
         _, samples = prepare(model, picture)
-        found = detect(model, inputs, samples).pred_instances
+        with _Attached() if isinstance(model, DENSE) else nullcontext():
+            found = detect(model, inputs, samples).pred_instances
         return found.scores[target.choose(found)].sum().reshape(1)
 
     return score

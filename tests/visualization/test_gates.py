@@ -1,49 +1,15 @@
 """The gates of a detector's backbone on an image, and their pictures."""
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
-from mmdet.structures import DetDataSample
-from mmengine.config import ConfigDict
-from mmengine.registry import init_default_scope
-from torch import nn
 
-from networks import randomised
+from networks import SIZE, VISIBLE, retinanet
 from sa_mmdet.configuration import ConfigError
 from sa_mmdet.visualization.gates import attention_gates, draw_gates, draw_spatial_gates
-from sa_mmdet.visualization.pictures import Picture, prepare
+from sa_mmdet.visualization.pictures import prepare
 
 GROUPS = 4
-SIZE, VISIBLE = 64, (48, 64)  # of the detector's input and of the image in it
-
-
-def detector(**backbone) -> nn.Module:
-    """A RetinaNet with a slim backbone and random weights."""
-    init_default_scope('mmdet')
-    return randomised(MODELS.build(ConfigDict(
-        type='RetinaNet',
-        data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=SIZE),
-        backbone=dict(depth=50, base_channels=16, **backbone),
-        neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=16, num_outs=5),
-        bbox_head=dict(
-            type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1,
-            anchor_generator=dict(
-                type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
-                ratios=[1.0], strides=[8, 16, 32, 64, 128])),
-        test_cfg=dict(nms_pre=10, min_bbox_size=0, score_thr=0., max_per_img=5,
-                      nms=dict(type='nms', iou_threshold=0.5)))))
-
-
-@pytest.fixture
-def picture():
-    image = np.random.default_rng(0).integers(0, 255, (*VISIBLE, 3), np.uint8)
-    sample = DetDataSample(metainfo=dict(
-        img_shape=VISIBLE, ori_shape=VISIBLE, scale_factor=(1., 1.), img_id=0))
-    inputs = torch.from_numpy(image).permute(2, 0, 1)
-    return Picture(Path('noise.png'), image, dict(inputs=inputs, data_samples=sample))
 
 
 @pytest.mark.parametrize('backbone', [
@@ -53,7 +19,7 @@ def picture():
 ], ids=['SAResNet', 'plugin'])
 @torch.no_grad()
 def test_are_those_of_the_layers_on_the_image(backbone, picture):
-    model = detector(**backbone)
+    model = retinanet(**backbone)
     gates = attention_gates(model, picture)
     assert [layer.name for layer in gates] == [
         f'backbone.layer{stage}.{block}.sa' for stage, blocks in enumerate((3, 4, 6, 3), start=1)
@@ -85,7 +51,7 @@ def test_are_those_of_the_layers_on_the_image(backbone, picture):
 ], ids=['SE', 'ECA', 'SGE', 'CBAM', 'without Fc'])
 def test_of_other_attention(attention, kinds, neutral, picture):
     """Each is drawn with the gates that it has."""
-    gates = attention_gates(detector(type='AttentionResNet', attention=attention), picture)
+    gates = attention_gates(retinanet(type='AttentionResNet', attention=attention), picture)
     assert (gates[0].channel is not None, gates[0].spatial is not None) == kinds
     assert gates[0].neutral == pytest.approx(neutral)
     assert size(draw_gates(gates, 'title'))[0] == 1440
@@ -97,7 +63,7 @@ def test_of_other_attention(attention, kinds, neutral, picture):
 
 def test_of_a_detector_without_attention(picture):
     with pytest.raises(ConfigError, match='RetinaNet has no attention layer'):
-        attention_gates(detector(type='ResNet'), picture)
+        attention_gates(retinanet(type='ResNet'), picture)
 
 
 def size(png: bytes) -> tuple[int, int]:
