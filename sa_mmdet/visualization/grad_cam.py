@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..configuration import ConfigError
 from .detector import find_layer
-from .pictures import Picture, detect, prepare
+from .pictures import Picture, detect, prepare, visible_shape
 
 NO_GRADIENT = 'used in the graph', 'does not require grad'  # PyTorch's words
 SAME_BOX = 0.5  # overlap (IoU) from which a box of another model is the same object
@@ -85,7 +85,7 @@ def grad_cam(model: nn.Module, layer: str, picture: Picture, target: Target) -> 
         raise ConfigError(f'layer {layer} gives no map of the whole image: choose one of the '
                           'backbone or of the neck')
     cam = F.interpolate(cam, inputs.shape[-2:], mode='bilinear', align_corners=False)
-    height, width = samples[0].img_shape[:2]
+    height, width = visible_shape(samples[0])
     cam = F.interpolate(cam[..., :height, :width], picture.image.shape[:2], mode='bilinear',
                         align_corners=False)
     return cam[0, 0].detach().float().cpu()

@@ -8,6 +8,8 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import CenteredNorm, Normalize
 from torch import Tensor
 
+from .pictures import visible_shape
+
 # Both are told apart by the colour-blind: from dark to bright, and from purple to orange.
 SEQUENTIAL, DIVERGING = 'inferno', 'PuOr_r'
 OPACITY = 0.6
@@ -57,9 +59,9 @@ def without_padding(values: Tensor, sample) -> Tensor:
     """Cut from (..., h, w) what lies over the padding of the detector's input.
 
     Args:
-        sample: data sample with 'img_shape' and 'batch_input_shape'.
+        sample: data sample with its shapes.
     """
     height, width = values.shape[-2:]
-    (rows, columns), (all_rows, all_columns) = sample.img_shape[:2], sample.batch_input_shape
+    (rows, columns), (all_rows, all_columns) = visible_shape(sample), sample.batch_input_shape
     return values[..., :max(1, round(height * rows / all_rows)),
                   :max(1, round(width * columns / all_columns))]

@@ -96,6 +96,14 @@ def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSam
     return data['inputs'], data['data_samples']
 
 
+def visible_shape(sample: DetDataSample) -> tuple[int, int]:
+    """Rows and columns of a detector's input that show the image: neither the batch's padding nor
+    that of the test pipeline, which counts as ``img_shape``."""
+    across, down = sample.get('scale_factor', (1., 1.))
+    height, width = sample.ori_shape[:2]
+    return round(height * down), round(width * across)
+
+
 def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> DetDataSample:
     """What a detector finds in one image, best first; gradients flow from scores to ``inputs``."""
     sample, = model(inputs, samples, mode='predict')

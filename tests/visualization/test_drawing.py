@@ -37,7 +37,9 @@ def test_overlay_of_a_map_with_a_middle():
 
 
 def test_without_padding():
-    sample = DetDataSample(metainfo=dict(img_shape=(48, 20), batch_input_shape=(64, 64)))
+    """The batch's, and that which the test pipeline added."""
+    sample = DetDataSample(metainfo=dict(
+        ori_shape=(24, 10), scale_factor=(2., 2.), img_shape=(56, 56), batch_input_shape=(64, 64)))
     values = torch.arange(64.).reshape(1, 8, 8)
     assert torch.equal(without_padding(values, sample), values[:, :6, :2])
 

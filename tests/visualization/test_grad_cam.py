@@ -60,7 +60,7 @@ class Pair(nn.Module):
 def picture(values, visible=None):
     """A picture whose detector's input is ``values``, (C, H, W), ``visible`` of it no padding."""
     shape = visible or values.shape[1:]
-    sample = DetDataSample(metainfo=dict(img_shape=shape, ori_shape=shape))
+    sample = DetDataSample(metainfo=dict(img_shape=values.shape[1:], ori_shape=shape))
     return Picture(Path('drawn.png'), np.full((*shape, 3), 100, np.uint8),
                    dict(inputs=values, data_samples=sample))
 
