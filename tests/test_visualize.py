@@ -34,6 +34,11 @@ def folder(tmp_path_factory):
                    root / f'{name}.pth')
     (root / 'plain.py').write_text(
         f"_base_ = {str(CONFIG)!r}\nmodel = dict(backbone=dict(type='ResNet'))\n")
+    (root / 'twice.py').write_text(f'''
+_base_ = {str(CONFIG)!r}
+once = {{{{_base_.test_dataloader.dataset}}}}
+test_dataloader = dict(
+    dataset=dict(_delete_=True, type='ConcatDataset', datasets=[once, once]))''')
     return root
 
 
@@ -71,6 +76,13 @@ def test_predict_of_the_data_set(draw):
     assert 'predict.html' in printed.splitlines()[-1]
 
 
+def test_predict_of_images_of_the_same_name(draw):
+    """Of two folders, or of two formats in one: no picture takes another's place."""
+    page, files, _ = draw('predict', '--images', 6, config='twice.py')
+    assert files == {f'predict_00000{i}{again}' for i in (1, 2, 3) for again in ('', '_2')}
+    assert page.count('Left: ground truth, ') == 6
+
+
 def test_predict_of_a_folder_has_no_ground_truth(draw):
     page, files, _ = draw('predict', 'data/shapes/val', '--images', 3)
     assert files == {f'predict_00000{i}' for i in (1, 2, 3)}
@@ -88,7 +100,7 @@ def test_cam_of_classes_differ(draw, tmp_path):
 
 def test_cam_of_boxes_of_two_models(draw):
     page, files, printed = draw(
-        'cam', 'data/shapes/val/000001.png', '--boxes', 0, 500, '--compare', 'plain.py',
+        'cam', 'data/shapes/val/000001.png', '--boxes', 0, 0, 500, '--compare', 'plain.py',
         'plain.pth')
     assert len(files) == 1
     assert re.fullmatch(r'cam_000001_0-(circle|square|triangle)', *files)
@@ -102,8 +114,10 @@ def test_gates(draw):
     assert files == {'gates_000002', *(f'gates_000002_layer{i}' for i in (1, 2, 3, 4))}
 
 
-def test_groups(draw):
-    _, files, _ = draw('groups', '--images', 1)
+@pytest.mark.parametrize('with_cp', [False, True])
+def test_groups(draw, with_cp):
+    _, files, _ = draw('groups', '--images', 1, '--cfg-options',
+                       f'model.backbone.with_cp={with_cp}')
     assert files == {'groups_000001'}
 
 

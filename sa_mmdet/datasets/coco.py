@@ -40,6 +40,8 @@ def dataset_classes(dataset: ConfigDict) -> list[str]:
 
 def dataset_meta(dataset: ConfigDict) -> dict:
     """What a data set's config tells of its classes: 'classes' and 'palette', their colours."""
+    while 'dataset' in dataset or 'datasets' in dataset:  # a wrapper, such as ConcatDataset
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     return dict(palette='random') | DATASETS.get(dataset.type).METAINFO | {
         key.lower(): value for key, value in (dataset.get('metainfo') or {}).items()}
 

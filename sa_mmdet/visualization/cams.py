@@ -27,14 +27,15 @@ def find_targets(model: nn.Module, sample: DetDataSample, threshold: float,
         model: the detector.
         sample: its detections in an image, best first.
         threshold: the score from which a detection counts.
-        labels: of classes.
-        boxes: numbers of detections, from 0.
+        labels: of classes; one that is repeated counts once.
+        boxes: numbers of detections, from 0; one that is repeated counts once.
 
     Returns:
         The targets that there are, and a sentence for each that there is not.
     """
     names, found = model.dataset_meta['classes'], sample.pred_instances
     if boxes is not None:
+        boxes = list(dict.fromkeys(boxes))
         there = [number for number in boxes if number < len(found)]
         lacking = [f'there is no detection {number}: {len(found)} in all, numbered from 0'
                    for number in boxes if number >= len(found)]
@@ -42,7 +43,7 @@ def find_targets(model: nn.Module, sample: DetDataSample, threshold: float,
                            f'{number} {names[found.labels[number]]}')
                 for number in there], lacking
     shown = list(shown_classes(sample, threshold))
-    wanted = shown[:MOST_TARGETS] if labels is None else labels
+    wanted = shown[:MOST_TARGETS] if labels is None else list(dict.fromkeys(labels))
     lacking = [f'no {names[label]} is detected with a score of at least {threshold}'
                for label in wanted if label not in shown]
     if not wanted:

@@ -45,6 +45,9 @@ def load_detector(config: Config, checkpoint: Path, device: str) -> nn.Module:
     init_default_scope(config.get('default_scope') or 'mmdet')
     model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
     _load(model, content['state_dict'], checkpoint)
+    for module in model.modules():
+        if getattr(module, 'with_cp', False):  # checkpointing hides gradients at layers
+            module.with_cp = False
     # as the checkpoint says, and otherwise the test data set
     model.dataset_meta = dataset_meta(config.test_dataloader.dataset) | {
         key.lower(): value

@@ -1,6 +1,7 @@
 """What tools/visualize.py draws: predict, cam, gates and groups."""
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmdet.structures import DetDataSample
@@ -69,10 +70,12 @@ def draw_sections(mode: str, look: Look, pictures: Iterable[Picture],
     Raises:
         ConfigError: the model does not have what was asked for.
     """
-    return [_draw_section(MODES[mode], look, picture, folder) for picture in pictures]
+    names = set()
+    return [_draw_section(MODES[mode], look, picture, folder, names) for picture in pictures]
 
 
-def _draw_section(mode: Mode, look: Look, picture: Picture, folder: Path) -> Section:
+def _draw_section(mode: Mode, look: Look, picture: Picture, folder: Path,
+                  names: set[str]) -> Section:
     print(picture.path, flush=True)
     drawings, remarks = [], []
     for result in mode(look, picture):
@@ -80,11 +83,20 @@ def _draw_section(mode: Mode, look: Look, picture: Picture, folder: Path) -> Sec
             remarks.append(result)
             print(f'  {result}', flush=True)
         else:
+            result = replace(result, name=_unused(result.name, names))
             drawings.append(result)
             path = folder / f'{result.name}.png'
             write_atomically(path, result.png)
             print(f'  {path}', flush=True)
     return Section(picture.path.name, drawings, remarks)
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """A name that is not among ``names``, to which it is added: images may be called alike."""
+    numbered = (f'{name}_{number}' for number in itertools.count(2))
+    unused = next(other for other in itertools.chain([name], numbered) if other not in names)
+    names.add(unused)
+    return unused
 
 
 def predict_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
