@@ -118,26 +118,30 @@ def draw_gates(gates: list[LayerGates], title: str) -> bytes:
 
 
 def _stages(gates: list[LayerGates]) -> dict[str, list[LayerGates]]:
-    stages = {}
+    """Layers by their stage, and by their kind where a block has two."""
+    kinds = {}
     for layer in gates:
-        stages.setdefault(layer.stage, []).append(layer)
-    return stages
+        kind = layer.name.rpartition('.')[2]
+        kinds.setdefault(layer.stage, {}).setdefault(kind, []).append(layer)
+    return {stage if len(by_kind) == 1 else f'{stage}-{kind}': layers
+            for stage, by_kind in kinds.items() for kind, layers in by_kind.items()}
 
 
 def _draw_ranges(axes: Axes, gates: list[LayerGates]) -> None:
     kinds = [('channel', CHANNEL, -0.18), ('spatial', SPATIAL, 0.18)]
-    kinds = [kind for kind in kinds if getattr(gates[0], kind[0]) is not None]
+    gated = {kind: [place for place, layer in enumerate(gates)
+                    if getattr(layer, kind) is not None] for kind, *_ in kinds}
     for kind, colour, shift in kinds:
-        for place, layer in enumerate(gates):
-            values = getattr(layer, kind).flatten().numpy()
+        for place in gated[kind]:
+            values = getattr(gates[place], kind).flatten().numpy()
             low, q1, median, q3, high = np.quantile(values, (0.01, 0.25, 0.5, 0.75, 0.99))
-            place += shift if len(kinds) > 1 else 0
-            first = f'{kind} gates' if layer is gates[0] else None
+            first = f'{kind} gates' if place == gated[kind][0] else None
+            place += shift if all(gated.values()) else 0
             axes.plot([place, place], [low, high], color=colour, linewidth=1.2)
             axes.plot([place, place], [q1, q3], color=colour, linewidth=6, label=first,
                       solid_capstyle='butt')
             axes.plot(place, median, marker='_', color='black', markersize=9)
-    _draw_neutral(axes, gates[0].neutral)
+    _draw_neutral(axes, [value for layer in gates for value in layer.neutral])
     axes.set_xticks(range(len(gates)), [
         f'{layer.stage.rpartition(".")[2]}.{layer.block}' for layer in gates],
         rotation=90 if len(gates) > 20 else 30, ha='center' if len(gates) > 20 else 'right')
@@ -149,7 +153,7 @@ def _draw_ranges(axes: Axes, gates: list[LayerGates]) -> None:
     axes.legend(loc='lower right', bbox_to_anchor=(1, 0.99), ncols=4, frameon=False)
 
 
-def _draw_neutral(axes: Axes, neutral: tuple[float | None, float | None]) -> None:
+def _draw_neutral(axes: Axes, neutral: list[float | None]) -> None:
     for value in sorted({round(value, 6) for value in neutral if value is not None}):
         axes.axhline(value, color='black', linestyle='--', linewidth=1,
                      label=f'neutral gate: {value:.3f}')

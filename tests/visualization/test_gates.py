@@ -61,6 +61,22 @@ def test_of_other_attention(attention, kinds, neutral, picture):
         assert size(png)[0] > 1000
 
 
+@pytest.mark.parametrize(('stages', 'maps'), [
+    (((True, True, False, False), (False, False, True, True)), ['layer1', 'layer2']),
+    (((False, False, True, True), (True, True, False, False)), ['layer3', 'layer4']),
+    (((True, ) * 4, ) * 2, [f'layer{i}-sa' for i in range(1, 5)]),
+], ids=['SA, then SE', 'SE, then SA', 'SA and SE'])
+def test_of_two_kinds_of_attention(stages, maps, picture):
+    """In different stages, or both in every block."""
+    attention = [(dict(type='ShuffleAttention', groups=GROUPS), 'after_conv2'),
+                 (dict(type='SqueezeExcitation'), 'after_conv3')]
+    gates = attention_gates(retinanet(type='ResNet', plugins=[
+        dict(cfg=cfg, position=position, stages=where)
+        for (cfg, position), where in zip(attention, stages, strict=True)]), picture)
+    assert draw_gates(gates, 'title').startswith(b'\x89PNG')
+    assert list(draw_spatial_gates(picture.image, gates)) == [f'backbone.{name}' for name in maps]
+
+
 def test_of_a_detector_without_attention(picture):
     with pytest.raises(ConfigError, match='RetinaNet has no attention layer'):
         attention_gates(retinanet(type='ResNet'), picture)
