@@ -112,7 +112,7 @@ def draw_gates(gates: list[LayerGates], title: str) -> bytes:
     for part in lower:
         panels = part.subplots(1, len(with_channels), sharey=True, squeeze=False)[0]
         for axes, (name, layers) in zip(panels, with_channels.items(), strict=True):
-            _draw_stage(axes, name, layers)
+            _draw_stage(axes, name, layers, ' ' if len(panels) <= 4 else '\n')
         panels[0].set_ylabel('channel gate, mean of a group')
     return png(figure)
 
@@ -154,12 +154,14 @@ def _draw_ranges(axes: Axes, gates: list[LayerGates]) -> None:
 
 
 def _draw_neutral(axes: Axes, neutral: list[float | None]) -> None:
-    for value in sorted({round(value, 6) for value in neutral if value is not None}):
+    values = sorted({round(value, 6) for value in neutral if value is not None})
+    label = f'neutral gate: {", ".join(f"{value:.3f}" for value in values)}'
+    for value in values:
         axes.axhline(value, color='black', linestyle='--', linewidth=1,
-                     label=f'neutral gate: {value:.3f}')
+                     label=label if value == values[0] else None)
 
 
-def _draw_stage(axes: Axes, name: str, layers: list[LayerGates]) -> None:
+def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str) -> None:
     groups = np.arange(1, len(layers[0].channel) + 1)
     for number, layer in enumerate(layers):
         last = layer is layers[-1]
@@ -175,8 +177,8 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates]) -> None:
     if neutral is not None:
         axes.axhline(neutral, color='black', linestyle='--', linewidth=1)
     earlier = f', grey: 0 to {layers[-2].block}' if len(layers) > 1 else ''
-    axes.set_title(f'{name.rpartition(".")[2]}: block {layers[-1].block}{earlier}',
-                   fontsize='medium', loc='left')
+    axes.set_title(f'{name.rpartition(".")[2]}:{separator}block {layers[-1].block}{earlier}',
+                   fontsize='medium' if separator == ' ' else 'small', loc='left')
     axes.set_xlabel('group' if last.shape[1] > 1 else 'channel')
     axes.set_xlim(groups[0], max(groups[-1], 2))
     style(axes)
