@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import mask2bbox
 from mmdet.utils import get_test_pipeline_cfg
 from mmdet.utils.misc import IMG_EXTENSIONS
 from mmengine.config import Config
@@ -105,10 +106,20 @@ def visible_shape(sample: DetDataSample) -> tuple[int, int]:
 
 
 def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> DetDataSample:
-    """What a detector finds in one image, best first; gradients flow from scores to ``inputs``."""
+    """What a detector finds in one image, best first; gradients flow from scores to ``inputs``.
+
+    Raises:
+        ConfigError: the model finds no single objects.
+    """
     sample, = model(inputs, samples, mode='predict')
-    order = sample.pred_instances.scores.argsort(descending=True)
-    sample.pred_instances = sample.pred_instances[order]
+    if 'pred_instances' not in sample:
+        predicted = [name for name in sample.keys() if name.startswith('pred_')]
+        raise ConfigError(f'the {type(model).__name__} finds no single objects, but '
+                          f'{", ".join(predicted)}: give the config of a detector')
+    found = sample.pred_instances
+    if 'masks' in found and not found.bboxes.any():  # as of SOLO
+        found.bboxes = mask2bbox(found.masks)
+    sample.pred_instances = found[found.scores.argsort(descending=True)]
     return sample
 
 
