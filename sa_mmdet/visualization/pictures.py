@@ -50,7 +50,8 @@ def find_images(source: Path, count: int) -> list[Path]:
         raise ConfigError(f'{source} does not exist: give an image, or a folder of images')
     images = [source]
     if source.is_dir():
-        images = sorted(path for path in source.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        images = sorted(path for path in source.iterdir()
+                        if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir())
         if not images:
             raise ConfigError(f'{source} has no image ({", ".join(IMG_EXTENSIONS)}): give another '
                               'folder, or one image')
@@ -82,8 +83,10 @@ def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8, RGB.
 
     Raises:
-        ConfigError: the file is no image, or damaged.
+        ConfigError: there is no such file, or it is no image, or damaged.
     """
+    if not path.is_file():
+        raise ConfigError(f'{path} does not exist: give another image, or put it there')
     image = mmcv.imread(path) if path.stat().st_size else None
     if image is None:
         raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
@@ -113,7 +116,7 @@ def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> De
     """
     sample, = model(inputs, samples, mode='predict')
     if 'pred_instances' not in sample:
-        predicted = [name for name in sample.keys() if name.startswith('pred_')]
+        predicted = [name for name, _ in sample.items() if name.startswith('pred_')]
         raise ConfigError(f'the {type(model).__name__} finds no single objects, but '
                           f'{", ".join(predicted)}: give the config of a detector')
     found = sample.pred_instances

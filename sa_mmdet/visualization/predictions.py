@@ -24,7 +24,10 @@ def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, thres
         (H, W, 3) uint8, RGB; with ground truth two of them side by side, with a gap.
     """
     visualizer = DetLocalVisualizer()
-    visualizer.dataset_meta = meta
+    palette = meta.get('palette')
+    if isinstance(palette, list | tuple) and len(palette) < len(meta['classes']):
+        palette = 'random'  # the data set's own is of its own classes
+    visualizer.dataset_meta = {**meta, 'palette': palette}
     sample = sample.clone()
     if numbered:
         labels = sample.pred_instances.labels.tolist()

@@ -68,6 +68,12 @@ def test_predictions_from_the_threshold_on(sample):
     assert 'label_names' not in sample.pred_instances
 
 
+def test_more_classes_than_colours(sample):
+    """As CocoDataset's 80, where a config names more classes."""
+    drawn = draw_predictions(IMAGE, sample, META | dict(palette=[(255, 0, 0)]), threshold=0.3)
+    assert (drawn[200, 200:300] != 200).any()
+
+
 def test_ground_truth_beside_predictions(sample):
     sample.gt_instances = InstanceData(
         bboxes=torch.tensor([[20., 160., 100., 220.]]), labels=torch.tensor([1]),

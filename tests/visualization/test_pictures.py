@@ -1,11 +1,13 @@
-"""What a detector finds, by what it predicts."""
+"""Which images are looked at, and what a detector finds in them."""
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
 
 from sa_mmdet.configuration import ConfigError
-from sa_mmdet.visualization.pictures import detect
+from sa_mmdet.visualization.pictures import detect, find_images
 
 
 def predicts(**fields):
@@ -29,3 +31,15 @@ def test_of_a_model_that_finds_no_objects():
     model = predicts(pred_panoptic_seg=PixelData(sem_seg=torch.zeros(1, 4, 4)))
     with pytest.raises(ConfigError, match='finds no single objects, but pred_panoptic_seg: give'):
         detect(model, None, None)
+
+
+def test_a_folder_called_like_an_image_is_none(tmp_path):
+    (tmp_path / 'a.jpg').mkdir()
+    cv2.imwrite(str(tmp_path / 'b.jpg'), np.zeros((4, 4, 3), np.uint8))
+    assert find_images(tmp_path, 2) == [tmp_path / 'b.jpg']
+
+
+def test_a_link_to_nothing(tmp_path):
+    (tmp_path / 'a.jpg').symlink_to(tmp_path / 'b.jpg')
+    with pytest.raises(ConfigError, match=r'a\.jpg does not exist: give another image'):
+        find_images(tmp_path, 1)
