@@ -38,7 +38,8 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
         truth = COCO(str(annotations))
     labels = {id_: meta['classes'].index(category['name'])
               for id_, category in truth.cats.items() if category['name'] in meta['classes']}
-    chosen = sorted(image for image, objects in truth.imgToAnns.items() if objects)[:count]
+    chosen = sorted(image for image, objects in truth.imgToAnns.items()
+                    if objects and image in truth.imgs)[:count]
     found = {image: [] for image in chosen}
     for detection in json.loads(detections.read_text()):
         if detection['image_id'] in found:
@@ -46,8 +47,7 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
     rows = []
     for id_ in chosen:
         information = truth.imgs[id_]
-        objects = [{**o, 'segmentation': truth.annToRLE(o)} for o in truth.imgToAnns[id_]
-                   if o['category_id'] in labels]
+        objects = [_object(truth, o) for o in truth.imgToAnns[id_] if o['category_id'] in labels]
         best = sorted(found[id_], key=lambda detection: -detection['score'])
         sample = DetDataSample(
             gt_instances=_instances(objects, labels, information),
@@ -56,6 +56,12 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
         image = read_image(images / information['file_name'])
         rows.append(draw_predictions(image, sample, meta, threshold))
     return _below(rows)
+
+
+def _object(truth: COCO, annotation: dict) -> dict:
+    """Class and box of an annotation, and its mask as run lengths if it has one."""
+    mask = dict(segmentation=truth.annToRLE(annotation)) if annotation.get('segmentation') else {}
+    return dict(category_id=annotation['category_id'], bbox=annotation['bbox'], **mask)
 
 
 def _instances(objects: list[dict], labels: dict[int, int], image: dict) -> InstanceData:

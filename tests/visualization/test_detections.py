@@ -80,5 +80,18 @@ def test_ground_truth_has_no_scores(files, monkeypatch):
     assert samples[0].pred_instances.scores.tolist() == pytest.approx([0.9])
 
 
+@pytest.mark.parametrize('without', [dict(segmentation=[]), dict(segmentation=None), {}])
+def test_ground_truth_without_masks_and_of_other_images(files, without):
+    content = json.loads((files / 'annotations.json').read_text())
+    for annotation in content['annotations']:
+        del annotation['segmentation']
+        annotation.update(without)
+    content['annotations'].append(object_(0, 18, (20, 150, 80, 60)) | dict(id=4))
+    (files / 'annotations.json').write_text(json.dumps(content))
+    truth = draw(files, [], count=1)[:, :320]
+    assert (truth[150, 30:90] != GREY).any()
+    assert (truth[185:200, 40:80] == GREY).all()  # no mask
+
+
 def test_as_many_images_as_wanted(files):
     assert draw(files, [], count=1).shape == (240, 648, 3)
