@@ -121,6 +121,13 @@ def test_groups(draw, with_cp):
     assert files == {'groups_000001'}
 
 
+def test_groups_without_shuffle(draw):
+    page, files, _ = draw('groups', '--images', 1, '--cfg-options',
+                          'model.backbone.attention.shuffle=False')
+    assert files == {'groups_000001'}
+    assert 'backbone.layer4.2.sa does not shuffle (shuffle=False)' in page
+
+
 def test_nothing_is_detected(draw):
     """It is said, on the page too, and there is no picture."""
     page, files, printed = draw('cam', 'data/shapes/val/000001.png', '--cfg-options',

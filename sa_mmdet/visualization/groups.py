@@ -3,6 +3,7 @@
 After Figure 2 of the paper (Zhang & Yang, arXiv 2102.00240), for detectors: the shuffle mixes
 channels of two groups, one of each half of all channels, into every group that the next layer sees.
 """
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from .pictures import Picture, detect, prepare
 MOST_MAPS = 6
 WIDTH, LINES_HEIGHT = 12., 5.  # inches
 SERIES = [COLOURS[name] for name in ('vermilion', 'blue', 'green', 'purple', 'orange')]
+LINES = ('-', '--', ':', '-.')
 ORDERS = ('before the shuffle', 'after the shuffle')
 
 
@@ -114,9 +116,10 @@ def _draw_lines(figure, found: GroupScores) -> None:
         response.bar(groups, values, color='#777777', width=0.9)
         response.set_title(f'{order}: standard deviation {values.std(correction=0):.3g}',
                            loc='left', fontsize='medium')
-        for (name, of_target), colour in zip(found.scores.items(), SERIES, strict=False):
-            score.step(groups, of_target[column], where='mid', color=colour, linewidth=1.4,
-                       label=name)
+        looks = itertools.cycle(itertools.product(LINES, SERIES))
+        for (name, of_target), (line, colour) in zip(found.scores.items(), looks, strict=False):
+            score.step(groups, of_target[column], where='mid', color=colour, linestyle=line,
+                       linewidth=1.4, label=name)
         score.axhline(0, color='black', linewidth=0.8)
         score.set_xlabel('group')
         score.set_xlim(0.5, groups[-1] + 0.5)

@@ -168,13 +168,15 @@ def groups_mode(look: Look, picture: Picture) -> Iterator[Drawing | str]:
     model = look.detector.model
     targets, lacking = _find_targets(look, predict(model, picture))
     yield from lacking
+    if not find_layer(model, look.layer).shuffle:
+        yield f'{look.layer} does not shuffle (shuffle=False): before and after are the same'
     if targets:
         found = group_scores(model, look.layer, picture, targets)
         title = f'{look.layer} of {look.detector.name}: {picture.path.name}'
         yield Drawing(f'groups_{picture.name}', draw_groups(picture, found, title), (
             'Response: the mean output of the channels of a group. Score: what the detector\'s '
-            'score would lose without the group, to first order (gradient times output). After '
-            'the shuffle every group has channels of two.'))
+            'score would lose without the group, to first order (gradient times output). The '
+            'shuffle gives every group channels of two.'))
 
 
 MODES: dict[str, Mode] = {

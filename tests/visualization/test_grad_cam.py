@@ -12,7 +12,7 @@ from torch import nn
 from sa_mmdet.configuration import ConfigError
 from sa_mmdet.models import ShuffleAttention
 from sa_mmdet.visualization.grad_cam import Target, box_target, class_target, grad_cam
-from sa_mmdet.visualization.groups import draw_groups, group_scores
+from sa_mmdet.visualization.groups import GroupScores, draw_groups, group_scores
 from sa_mmdet.visualization.pictures import Picture
 
 BOXES = torch.tensor([[0., 0., 2., 2.], [1., 1., 4., 4.]])
@@ -187,6 +187,16 @@ def test_score_of_a_group_is_what_is_lost_without_it(shuffle):
     torch.testing.assert_close(before.sum(), after.sum())
     assert torch.equal(before, after) != shuffle
     assert draw_groups(seen, found, 'title').startswith(b'\x89PNG')
+
+
+def test_groups_of_many_targets():
+    """Each has its line."""
+    maps = (torch.rand(4, 3, 3), ) * 2
+    values = (torch.rand(4), ) * 2
+    pictures = {draw_groups(picture(VALUES), GroupScores(
+        maps, values, {str(i): (torch.full((4, ), float(i)), ) * 2 for i in range(count)}), 'title')
+        for count in (5, 6, 7)}
+    assert len(pictures) == 3
 
 
 def test_groups_of_another_layer(two_channels):
