@@ -147,3 +147,9 @@ def test_a_class_that_is_not_detected(draw):
 def test_a_plain_checkpoint_is_converted(draw):
     _, files, _ = draw('predict', '--images', 1, checkpoint='plain.pth')
     assert files == {'predict_000001'}
+
+
+def test_a_page_that_cannot_be_written(draw, tmp_path):
+    (tmp_path / 'out/predict.html').mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r'error: .*predict\.html.* choose another --out-dir'):
+        draw('predict', '--images', 1)

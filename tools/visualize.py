@@ -188,6 +188,8 @@ def main() -> None:
         page = visualize(args)
     except (CheckpointError, ConfigError) as error:
         sys.exit(f'error: {error}')
+    except OSError as error:
+        sys.exit(f'error: {error}: see to the file, or choose another --out-dir')
     except KeyboardInterrupt:
         sys.exit(f'interrupted: what was drawn so far is in {args.out_dir}')
     print(f'all on one page: {page}')
