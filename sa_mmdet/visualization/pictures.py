@@ -64,7 +64,7 @@ def pictures_of_files(config: Config, paths: list[Path]) -> Iterator[Picture]:
     """Images for the detector of a config."""
     init_default_scope(config.get('default_scope') or 'mmdet')
     pipeline = Compose([step for step in get_test_pipeline_cfg(config)
-                        if 'Annotations' not in step['type']])  # files have none
+                        if 'Annotations' not in str(step['type'])])  # files have none
     for number, path in enumerate(paths):
         item = pipeline(dict(img_path=str(path), img_id=number))
         yield Picture(path, read_image(path), item)
