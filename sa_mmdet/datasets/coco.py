@@ -34,8 +34,7 @@ def read_annotations(path: Path) -> dict:
 
 def dataset_classes(dataset: ConfigDict) -> list[str]:
     """The names of the classes of a data set's config."""
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    return list(classes or DATASETS.get(dataset.type).METAINFO['classes'])
+    return list(dataset_meta(dataset)['classes'])
 
 
 def dataset_meta(dataset: ConfigDict) -> dict:
@@ -43,7 +42,7 @@ def dataset_meta(dataset: ConfigDict) -> dict:
     while 'dataset' in dataset or 'datasets' in dataset:  # a wrapper, such as ConcatDataset
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     return dict(palette='random') | DATASETS.get(dataset.type).METAINFO | {
-        key.lower(): value for key, value in (dataset.get('metainfo') or {}).items()}
+        key.lower(): value for key, value in (dataset.get('metainfo') or {}).items() if value}
 
 
 def coco_problems(dataset: ConfigDict, trains: bool) -> Iterator[str]:

@@ -42,7 +42,7 @@ def find_targets(model: nn.Module, sample: DetDataSample, threshold: float,
         return [box_target(found.bboxes[number], found.labels[number].item(),
                            f'{number} {names[found.labels[number]]}')
                 for number in there], lacking
-    shown = list(shown_classes(sample, threshold))
+    shown = shown_classes(sample, threshold)
     wanted = shown[:MOST_TARGETS] if labels is None else list(dict.fromkeys(labels))
     lacking = [f'no {names[label]} is detected with a score of at least {threshold}'
                for label in wanted if label not in shown]

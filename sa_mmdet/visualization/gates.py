@@ -167,8 +167,7 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str)
         last = layer is layers[-1]
         weight = 0.25 + 0.5 * number / max(1, len(layers) - 1)
         axes.plot(groups, layer.channel.mean(1), color=CHANNEL if last else str(1 - weight),
-                  linewidth=1.6 if last else 0.8, zorder=3 if last else 2,
-                  label=f'block {layer.block}' if last else None)
+                  linewidth=1.6 if last else 0.8, zorder=3 if last else 2)
     last = layers[-1].channel
     if last.shape[1] > 1:
         axes.fill_between(groups, last.amin(1), last.amax(1), color=CHANNEL, alpha=0.25,

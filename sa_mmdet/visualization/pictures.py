@@ -132,7 +132,7 @@ def predict(model: nn.Module, picture: Picture) -> DetDataSample:
     return detect(model, *prepare(model, picture)).cpu()
 
 
-def shown_classes(sample: DetDataSample, threshold: float) -> Iterator[int]:
+def shown_classes(sample: DetDataSample, threshold: float) -> list[int]:
     """The labels of the detections with a score of at least ``threshold``, best first."""
     found = sample.pred_instances
-    yield from dict.fromkeys(found.labels[found.scores >= threshold].tolist())
+    return list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))
