@@ -45,7 +45,8 @@ lint: install
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt requirements/test.txt \
-		requirements/docs.txt requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
+		requirements/docs.txt requirements/imagenet.txt requirements/torchvision.txt \
+		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
 		$(wildcard sa_mmdet/ops/shuffle_attention/csrc/*)
 	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
 	@touch $@

@@ -12,6 +12,8 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
+from .environment import mmpretrain_problem
+
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 
 
@@ -54,6 +56,8 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is a program: whatever that raises
+        if isinstance(error, ModuleNotFoundError) and 'mmpretrain' in str(error):
+            raise ConfigError(f'config {path}: {mmpretrain_problem()}') from error
         raise ConfigError(f'config {path} cannot be read: {reason(error)}. Mend it, or what it is '
                           'based on') from error
     for warning in _near_misses(config, overrides or {}):
@@ -81,7 +85,12 @@ def _near_misses(config: Config, overrides: dict) -> Iterator[str]:
             node = node[name]
 
 
-def check_detector(config: Config, scope: str = 'mmdet') -> None:
+def is_classifier(config: Config) -> bool:
+    """Whether a config is one of MMPretrain's, as those in ``configs/imagenet`` are."""
+    return config.get('default_scope') == 'mmpretrain'
+
+
+def check_model(config: Config, scope: str = 'mmdet') -> None:
     """Raise ConfigError unless a config has a model that can be built.
 
     The types are those of ``scope``, unless the config sets its own ``default_scope``. The model is
@@ -93,6 +102,8 @@ def check_detector(config: Config, scope: str = 'mmdet') -> None:
         found = f'model={model!r}' if 'model' in config else ', '.join(config) or 'nothing'
         raise ConfigError(f'config {config.filename} has no model with a type, found {found}: give '
                           'the config of a detector')
+    if is_classifier(config) and (problem := mmpretrain_problem()):
+        raise ConfigError(f'config {config.filename}: {problem}')
     init_default_scope(config.get('default_scope') or scope)
     for device in ('meta', 'cpu'):
         try:
@@ -105,6 +116,13 @@ def check_detector(config: Config, scope: str = 'mmdet') -> None:
                     " (MMDetection's configs set default_scope='mmdet', this one sets none)")
                 raise ConfigError(f'config {config.filename}: its {model["type"]} cannot be built: '
                                   f'{reason(error)}{hint}') from error
+
+
+def check_detector(config: Config) -> None:
+    """Raise ConfigError unless a config has a detector that can be built."""
+    if is_classifier(config):
+        raise ConfigError(f'config {config.filename} is of a classifier: give that of a detector')
+    check_model(config)
 
 
 def check_epochs(config: Config) -> None:

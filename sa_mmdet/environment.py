@@ -25,16 +25,45 @@ def check_environment() -> None:
     _check_operators()
 
 
+def mmpretrain_problem() -> str | None:
+    """Why MMPretrain, which the classifiers of ImageNet need and nothing else does, cannot be used.
+
+    Returns:
+        A sentence with the remedy; None where it can.
+    """
+    if find_spec('mmpretrain') is None:
+        package = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}[stack()]
+        return (f'classifiers of ImageNet need MMPretrain, which is not installed: pip install '
+                f'{package}, and the torchvision of your torch (docs/imagenet.md)')
+    try:
+        importlib.import_module('mmpretrain.apis')
+    except Exception as error:  # another torch's torchvision raises RuntimeError
+        if 'torchvision' not in str(error):
+            return f'MMPretrain does not import: {error}'
+        return _torchvision_problem(error)
+    return None
+
+
+def _torchvision_problem(error: Exception) -> str:
+    torch = importlib.import_module('torch').__version__
+    return (f'MMPretrain imports torchvision, which does not load here ({error}): install that of '
+            f'torch {torch}, built as that is, with CUDA or for the CPU')
+
+
+def stack() -> str:
+    """Which of the two is installed: 'openmmlab' or 'onedl'."""
+    try:
+        metadata.distribution('onedl-mmdetection')
+    except metadata.PackageNotFoundError:
+        return 'openmmlab'
+    return 'onedl'
+
+
 def versions() -> dict[str, str]:
     """What runs here: the stack ('openmmlab' or 'onedl'), and the version of every part of it."""
     from .version import __version__
-    try:
-        metadata.distribution('onedl-mmdetection')
-        stack = 'onedl'
-    except metadata.PackageNotFoundError:
-        stack = 'openmmlab'
     parts = {name: importlib.import_module(name).__version__ for name in MINIMUM_VERSIONS}
-    return dict(stack=stack, sa_mmdet=__version__, python=platform.python_version(), **parts)
+    return dict(stack=stack(), sa_mmdet=__version__, python=platform.python_version(), **parts)
 
 
 def _check_package(package: str, minimum: str) -> None:
@@ -53,7 +82,11 @@ def _check_package(package: str, minimum: str) -> None:
 def _check_operators() -> None:
     try:
         importlib.import_module('mmdet.models')
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        if 'torchvision' in str(error):  # which MMDetection imports where MMPretrain is installed
+            raise ImportError(f'{_torchvision_problem(error)}. MMDetection imports MMPretrain where '
+                              'that is installed: without it there is no need of torchvision'
+                              ) from error
         if '_ext' not in str(error):
             raise
         raise ImportError(

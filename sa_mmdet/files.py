@@ -1,4 +1,5 @@
 """Files that are whole or absent."""
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -63,3 +64,12 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes were writing in a folder that no other process writes to."""
     for path in folder.glob(f'.*{UNFINISHED}'):
         path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

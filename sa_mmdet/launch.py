@@ -1,20 +1,21 @@
-"""Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack."""
+"""Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack.
+
+MMPretrain's are run for the classifiers of ImageNet, in the same way.
+"""
 import pickle
 import runpy
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
-import mmdet
 import torch
 import torch.distributed
 from mmengine.config import Config
 
 from .checkpoint.read import refusal, refuse_code
-from .configuration import Overrides
+from .configuration import SUFFIXES, Overrides, is_classifier
 from .preflight import checked_config
-
-MMDET_TOOLS = Path(mmdet.__file__).parent / '.mim' / 'tools'
 
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
 CPU_WRAPPER_OPTIONS = [
@@ -23,8 +24,13 @@ CPU_WRAPPER_OPTIONS = [
 ]
 
 
-def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
-    """Run a script of the installed MMDetection with this process's command line.
+def tools_of(package: str) -> Path:
+    """The folder with the scripts of an installed 'mmdet' or 'mmpretrain'."""
+    return Path(find_spec(package).origin).parent / '.mim' / 'tools'
+
+
+def run_tool(name: str, splits: tuple[str, ...]) -> None:
+    """Run a script of the installed MMDetection, or MMPretrain, with this process's command line.
 
     Args:
         name: 'train.py' or 'test.py'.
@@ -34,11 +40,12 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
         SystemExit: the configuration or a data set is missing, a checkpoint is missing, damaged or
             holds code, the processes cannot be started on this machine, or the script itself exits.
     """
-    script = MMDET_TOOLS / name
+    package = 'mmpretrain' if _is_of_classifier(sys.argv[1:]) else 'mmdet'
+    script = tools_of(package) / name
     if not script.is_file():
-        sys.exit(f'error: {script} is missing: install MMDetection from its wheel or by '
+        sys.exit(f'error: {script} is missing: install {package} from its wheel or by '
                  '`pip install`, which put its tools there')
-    tool = runpy.run_path(str(script), run_name='mmdet_tool')
+    tool = runpy.run_path(str(script), run_name='tool')
     # the script's own --cfg-options, which would end in a traceback where there is no '='
     tool['parse_args'].__globals__['DictAction'] = Overrides
     args = tool['parse_args']()
@@ -57,6 +64,17 @@ def run_mmdet_tool(name: str, splits: tuple[str, ...]) -> None:
     if on_cpus:
         # gloo's threads, still running when the interpreter ends, can abort the process
         torch.distributed.destroy_process_group()
+
+
+def _is_of_classifier(arguments: list[str]) -> bool:
+    """Whether the config in a command line, the first such file in it, is one of MMPretrain's."""
+    for argument in arguments:
+        if argument.endswith(SUFFIXES) and Path(argument).is_file():
+            try:
+                return is_classifier(Config.fromfile(argument))
+            except Exception:  # what is wrong with it is told when it is checked
+                return False
+    return False
 
 
 def _start_cpu_processes(launcher: str, config: Config) -> None:

@@ -1,16 +1,17 @@
-"""What MMDetection's train.py and test.py are told to read, tried before they start."""
+"""What MMDetection's, or MMPretrain's, train.py and test.py are told to read, before they start."""
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
 from .checkpoint import TORCHVISION_MISSING, CheckpointError
 from .checkpoint.read import load_weights
-from .configuration import ConfigError, check_detector, read_config
+from .configuration import ConfigError, check_model, is_classifier, read_config
 from .datasets.coco import coco_problems
+from .datasets.imagenet import imagenet_problems
 from .files import folder_problem
 
 # What MMDetection's configs call the weights that parts of a model start from.
@@ -21,12 +22,12 @@ def checked_config(args: Namespace, splits: tuple[str, ...]) -> Config:
     """The config of a command line, when nothing is wrong with all that it leads to.
 
     Args:
-        args: of MMDetection's train.py or test.py.
+        args: of MMDetection's or MMPretrain's train.py or test.py.
         splits: the data sets that the script reads, of 'train', 'val' and 'test'.
 
     Raises:
-        SystemExit: the config has no detector, the work dir cannot be written to, a checkpoint is
-            missing, damaged or holds code, or a data set is incomplete or none of the detector's.
+        SystemExit: the config has no model, the work dir cannot be written to, a checkpoint is
+            missing, damaged or holds code, or a data set is incomplete or none of the model's.
     """
     config = _read_config(args)
     _check_work_dir(args, config)
@@ -43,7 +44,7 @@ def checked_config(args: Namespace, splits: tuple[str, ...]) -> Config:
 def _read_config(args) -> Config:
     try:
         config = read_config(Path(args.config).absolute(), args.cfg_options)
-        check_detector(config, scope='mmengine')  # what MMEngine takes where none is set
+        check_model(config, scope='mmengine')  # what MMEngine takes where none is set
     except ConfigError as error:
         sys.exit(f'error: {error}')
     return config
@@ -83,17 +84,24 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
     if not isinstance(config.get(loader), dict):
         sys.exit(f'error: config {config.filename} has no {loader}, found {config.get(loader)!r}: '
                  'give the config of a detector with its data')
+    if is_classifier(config):
+        _exit_with(imagenet_problems(config, splits))
+        return
     missing = [path for path in _data_paths(config, splits) if not path.exists()]
     if missing:
         listed = '\n'.join(f'  {path.absolute()}' for path in dict.fromkeys(missing))
         sys.exit(f'error: the data set is incomplete; not found:\n{listed}\n'
                  'Put COCO, or a link to it, under data/coco of the folder where you start the '
                  'command, or say where it is with --cfg-options (README, "Data").')
-    problems = [problem for split in splits
-                for dataset in _datasets(config.get(f'{split}_dataloader'))
-                for problem in coco_problems(dataset, trains=split == 'train')]
+    _exit_with(problem for split in splits
+               for dataset in _datasets(config.get(f'{split}_dataloader'))
+               for problem in coco_problems(dataset, trains=split == 'train'))
+
+
+def _exit_with(problems: Iterable[str]) -> None:
+    problems = dict.fromkeys(problems)
     if problems:
-        sys.exit('error: ' + '\n'.join(dict.fromkeys(problems)))
+        sys.exit('error: ' + '\n'.join(problems))
 
 
 def _check_initial_weights(config: Config) -> None:

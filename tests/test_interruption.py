@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from sa_mmdet.checkpoint.read import is_whole, last_whole, load_weights
 from sa_mmdet.datasets import generate_shapes
-from sa_mmdet.launch import run_mmdet_tool
+from sa_mmdet.launch import run_tool
 
 QUICKSTART = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 LIMIT = 300  # seconds, for anything that is waited for
@@ -51,7 +51,7 @@ def train(config: Path, work_dir: Path, begun) -> None:
     os.dup2(log, 2)
     torch.set_num_threads(1)
     sys.argv = ['train.py', str(config), '--work-dir', str(work_dir), '--resume']
-    run_mmdet_tool('train.py', ('train', 'val'))
+    run_tool('train.py', ('train', 'val'))
 
 
 class Training:

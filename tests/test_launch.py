@@ -13,7 +13,7 @@ import torch
 
 from coco import drawn_coco
 from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
-from sa_mmdet.launch import run_mmdet_tool
+from sa_mmdet.launch import run_tool
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
@@ -84,6 +84,7 @@ def data(tmp_path):
 @pytest.mark.parametrize('config', [CONFIG, PLAIN], ids=['attention', 'plain'])
 def test_initial_weights_that_cannot_be_found(tmp_path, config):
     (tmp_path / 'torchvision.py').write_text('raise RuntimeError("torchvision::nms")')
+    (tmp_path / 'mmpretrain.py').write_text('raise ImportError')
     result = tool('train.py', config, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert result.returncode == 1
     assert "error: the initial weights are torchvision's" in result.stderr
@@ -102,16 +103,16 @@ def test_checkpoints_are_checked_before_anything_starts(attack, monkeypatch, nam
     attacked = attack.with_name('attacked')
     with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} holds more than weights '
                                          rf'\(posix\.mkdir\).* {TRUST_CODE}=1'):
-        run_mmdet_tool(name, ('train', 'val', 'test'))
+        run_tool(name, ('train', 'val', 'test'))
     assert not attacked.exists()
     monkeypatch.delenv(REFUSE_CODE)
     monkeypatch.setenv(TRUST_CODE, '1')
     with pytest.raises(SystemExit, match='the data set is incomplete'):
-        run_mmdet_tool(name, ('train', 'val', 'test'))
+        run_tool(name, ('train', 'val', 'test'))
     assert attacked.exists()
     attack.write_bytes(attack.read_bytes()[:200])
     with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} is not a .* or damaged'):
-        run_mmdet_tool(name, ('train', 'val', 'test'))
+        run_tool(name, ('train', 'val', 'test'))
 
 
 @pytest.mark.parametrize(('splits', 'message'), [
@@ -129,7 +130,7 @@ def test_ctrl_c(tmp_path, monkeypatch, splits, message):
     monkeypatch.setattr('runpy.run_path', lambda *_, **__: tool)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
-        run_mmdet_tool('train.py', splits)
+        run_tool('train.py', splits)
 
 
 def test_code_in_a_downloaded_checkpoint_is_refused(attack, coco_tiny):

@@ -43,7 +43,7 @@ def test_models_are_of_the_papers_collection():
 @pytest.mark.parametrize('model', MODELS, ids=lambda model: model['Name'])
 def test_results_are_marked_as_the_papers(model):
     assert model['Metadata'] == {
-        'Epochs': 12,
+        'Epochs': 100 if 'imagenet' in model['Config'] else 12,
         'Source of Results': 'paper (arXiv 2102.00240), not measured with this code'}
     assert 'Weights' not in model
 
@@ -55,6 +55,10 @@ def test_results_are_those_of_the_papers_tables():
         for row in load_table(table):
             result = dict(Task=task, Dataset='COCO', Metrics={metric: row.metrics['AP']})
             expected.setdefault(row.config.stem, []).append(result)
+    for row in (*load_table(1), *load_table(2)):  # SA-ResNet-50 is in both
+        expected[row.config.stem] = [dict(
+            Task='Image Classification', Dataset='ImageNet-1k', Metrics={
+                'Top 1 Accuracy': row.metrics['top1'], 'Top 5 Accuracy': row.metrics['top5']})]
     assert {model['Name']: model['Results'] for model in MODELS} == expected
 
 

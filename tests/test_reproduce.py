@@ -156,7 +156,7 @@ def test_a_finished_run_is_not_repeated(uninterrupted, coco_root, monkeypatch, c
 def test_check(uninterrupted, monkeypatch, capsys):
     code, output = tool(monkeypatch, capsys, '--check', '--work-dir', uninterrupted)
     assert code == 0
-    assert f'{ROW} seed 0: every AP is as reported' in output
+    assert f'{ROW} seed 0: every figure is as reported' in output
     path = uninterrupted / ROW / 'seed0/detections.bbox.json'
     original = path.read_text()
     detections = json.loads(original)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_mmdet.launch import MMDET_TOOLS
+from sa_mmdet.launch import tools_of
 
 ROOT = Path(__file__).parents[1]
 DETECTORS = {
@@ -70,11 +70,11 @@ def metrics(output):
 def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
     """Train, test and resume by the installed MMDetection's scripts, from any directory."""
     options = [*reduced(coco_tiny), *all_scores(folder)]
-    train = (sys.executable, MMDET_TOOLS / 'train.py', config_of(folder))
+    train = (sys.executable, tools_of('mmdet') / 'train.py', config_of(folder))
     trained = run(*train, cwd=tmp_path, options=options)
     work_dir = tmp_path / 'work_dirs' / config_of(folder).stem
     checkpoint = work_dir / 'epoch_1.pth'
-    tested = run(sys.executable, MMDET_TOOLS / 'test.py', config_of(folder), checkpoint,
+    tested = run(sys.executable, tools_of('mmdet') / 'test.py', config_of(folder), checkpoint,
                  cwd=tmp_path, options=options)
     tasks = ('bbox', 'segm') if folder == 'mask_rcnn' else ('bbox', )
     names = {f'{task}_mAP{part}' for task in tasks

@@ -8,13 +8,21 @@ import json
 import sys
 from pathlib import Path
 
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from sa_mmdet.analysis.complexity import CONVENTIONS, DETECTION_SHAPE, detector_complexity
+from sa_mmdet.analysis.complexity import (
+    CLASSIFICATION_SHAPE,
+    CONVENTIONS,
+    DETECTION_SHAPE,
+    Complexity,
+    classifier_complexity,
+    detector_complexity,
+)
 from sa_mmdet.analysis.complexity_table import compute_table, render, unexplained
 from sa_mmdet.analysis.paper import load_table
-from sa_mmdet.configuration import Overrides, check_detector, read_config
+from sa_mmdet.configuration import Overrides, check_detector, is_classifier, read_config
 from sa_mmdet.files import file_problem, write_atomically
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -23,19 +31,21 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument('config', nargs='?', type=Path, help='config of a detector')
+    what.add_argument(
+        'config', nargs='?', type=Path, help='config of a detector, or one of configs/imagenet')
     what.add_argument(
         '--table',
         type=int,
+        nargs='+',
         choices=(1, 2, 3),
-        help='check a table of the paper: 1 and 2 are classifiers at 224x224, 3 detectors')
+        help='check tables of the paper: 1 and 2 are classifiers at 224x224, 3 detectors')
     parser.add_argument(
         '--shape',
         type=int,
         nargs=2,
         metavar=('HEIGHT', 'WIDTH'),
-        help=f"of a config's image; {DETECTION_SHAPE[0]} {DETECTION_SHAPE[1]} by default, as in "
-        'the paper')
+        help=f"of a config's image; {DETECTION_SHAPE[0]} {DETECTION_SHAPE[1]} by default, of a "
+        f'classifier {CLASSIFICATION_SHAPE[0]} {CLASSIFICATION_SHAPE[1]}, as in the paper')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the rows to this file')
     parser.add_argument(
         '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
@@ -73,11 +83,10 @@ def check_table(table: int) -> tuple[list[dict], bool]:
 
 def count_config(args: argparse.Namespace) -> list[dict]:
     """Print and return the two counts of one config."""
-    shape = tuple(args.shape or DETECTION_SHAPE)
     try:
         config = read_config(args.config, args.cfg_options)
-        check_detector(config)
-        counts = [detector_complexity(config, convention, shape) for convention in CONVENTIONS]
+        count = count_classifier if is_classifier(config) else count_detector
+        shape, counts = count(config, args.shape)
     except ValueError as error:
         sys.exit(f'error: {error}')
     rows = []
@@ -89,9 +98,33 @@ def count_config(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def count_detector(config: Config, shape: list[int] | None) -> tuple[tuple, list[Complexity]]:
+    """The shape that is counted, and the two counts."""
+    check_detector(config)
+    shape = tuple(shape or DETECTION_SHAPE)
+    return shape, [detector_complexity(config, convention, shape) for convention in CONVENTIONS]
+
+
+def count_classifier(config: Config, shape: list[int] | None) -> tuple[tuple, list[Complexity]]:
+    """As ``count_detector``; MMPretrain itself is not needed."""
+    backbone, head = config.model.backbone, config.model.get('head') or {}
+    if not str(backbone.type).startswith('mmdet.') or 'num_classes' not in head:
+        raise ValueError(f'config {config.filename}: of classifiers those are counted that have a '
+                         'backbone of MMDetection under global average pooling and a linear layer, '
+                         f'as in configs/imagenet, found {backbone.type}')
+    shape = tuple(shape or CLASSIFICATION_SHAPE)
+    return shape, [classifier_complexity(backbone, convention, shape, head.num_classes)
+                   for convention in CONVENTIONS]
+
+
 def main() -> None:
     args = parse_args()
-    rows, right = check_table(args.table) if args.table else (count_config(args), True)
+    if args.table:
+        checked = [check_table(table) for table in dict.fromkeys(args.table)]
+        rows = [row for rows, _ in checked for row in rows]
+        right = all(well for _, well in checked)
+    else:
+        rows, right = count_config(args), True
     if args.json:
         write_atomically(args.json, json.dumps(rows, indent=1))
     sys.exit(0 if right else 1)

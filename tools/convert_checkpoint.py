@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a checkpoint for a detector with attention; docs/weights.md explains what is done."""
+"""Convert a checkpoint for a detector; docs/weights.md explains what is done."""
 import argparse
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', type=Path, help='config of the detector with attention')
+    parser.add_argument('config', type=Path, help='config of the detector that the weights are for')
     parser.add_argument(
         'checkpoint',
         type=Path,

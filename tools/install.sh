@@ -51,6 +51,17 @@ install_stack() {
     check_operators || "${pip[@]}" --no-deps --no-cache-dir --force-reinstall "$mmcv"
 }
 
+# torchvision belongs to one build of torch: that of the package index is made with CUDA, and where
+# torch is not it raises at import, which MMEngine does not expect. There its files are put aside,
+# for the tests, which need no more than its Python.
+install_torchvision() {
+    "${pip[@]}" --no-deps -r requirements/torchvision.txt
+    if ! "$venv/bin/python" -c 'import torchvision'; then
+        "$venv/bin/python" -m pip --disable-pip-version-check uninstall --yes torchvision
+        "${pip[@]}" --no-deps --upgrade --target "$venv/torchvision" -r requirements/torchvision.txt
+    fi
+}
+
 check_machine() {
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
         fail "Python 3.11 or 3.12 is needed, $python is $("$python" --version 2>&1 || true): give another by PYTHON=..."
@@ -75,7 +86,8 @@ step 'virtual environment' "Remove $venv and try again." \
 step 'build tools' "$network" "${pip[@]}" -r requirements/build.txt
 step 'torch' "$network" "${pip[@]}" -r requirements/torch.txt -c requirements/build.txt
 step 'packages of both stacks' "$network" "${pip[@]}" --no-deps -r requirements/common.txt \
-    -r requirements/test.txt -r requirements/docs.txt
+    -r requirements/imagenet.txt -r requirements/test.txt -r requirements/docs.txt
+step 'torchvision' "$network" install_torchvision
 step "MMEngine, MMDetection and $mmcv, whose operators are compiled (many minutes)" \
     "$network
 mmcv needs a C++17 compiler, Python's headers (python3-dev) and about 2 GB of memory for each job: MAX_JOBS=1 builds with the least. On a GPU the CUDA toolkit must be that of torch; mmcv 2.1.0 predates CUDA 13, STACK=onedl does not." \
@@ -87,3 +99,8 @@ step 'check' "Remove $venv and try again; if it happens again, the log says what
     "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'
 step 'operators' "Remove $venv and the cached wheel (pip cache remove 'onedl_mmcv*' 'mmcv*'), then try again." \
     check_operators
+"$venv/bin/python" -c 'import torchvision' 2>/dev/null || cat <<EOF
+[$stack] torchvision of the package index does not load beside this torch, which is another build. It
+is needed to train classifiers on ImageNet and for torchvision:// weights, and by nothing else: install
+the one of your torch for these.
+EOF

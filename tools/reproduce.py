@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Reproduce Tables 3 and 4 of the paper: train and test their rows, and report.
+"""Reproduce the tables of the paper: train and test their rows, and report.
 
-Interrupted in any way, the same command goes on where it was. MMDetection's own options of
-train.py are given as --cfg-options; all paths may be relative to the folder of the command.
+Tables 3 and 4 (detectors on COCO) by default; --table 1 2 for the classifiers of ImageNet, from
+which the detectors may start. Interrupted in any way, the same command goes on where it was. All
+paths may be relative to the folder of the command.
 """
 import argparse
 import shlex
@@ -14,8 +15,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sa_mmdet.analysis.paper import DATASETS
 from sa_mmdet.analysis.report import write_report
 from sa_mmdet.configuration import ConfigError, Overrides, read_config
+from sa_mmdet.reproduce.benchmarks import BENCHMARKS, benchmark_of
 from sa_mmdet.reproduce.checks import find_problems, save_settings
 from sa_mmdet.reproduce.evaluation import check_result
 from sa_mmdet.reproduce.execute import execute, test_command, train_command
@@ -24,6 +27,7 @@ from sa_mmdet.reproduce.runs import (
     ReproduceError,
     Run,
     Settings,
+    dataset_of,
     plan_runs,
     read_result,
     select_rows,
@@ -36,15 +40,18 @@ ROOT = Path(__file__).resolve().parents[1]
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        '--table', type=int, nargs='+', choices=TABLES, default=list(TABLES),
-        help='both by default')
+        '--table', type=int, nargs='+', choices=TABLES,
+        help='1 and 2 (ImageNet), or 3 and 4 (COCO), which are the default')
     parser.add_argument(
         '--rows', nargs='+', default=[], metavar='ROW',
         help="of these tables, such as mask-rcnn_sa-r50 or 'retinanet_*'; all by default")
-    parser.add_argument('--data-root', type=Path, default=Path('data/coco'), help='COCO 2017')
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/reproduce'),
-        help='folder of the runs, and of report/report.md')
+        '--data-root', type=Path,
+        help='COCO 2017 (data/coco by default), or ImageNet (data/imagenet)')
+    parser.add_argument(
+        '--work-dir', type=Path,
+        help='folder of the runs, and of report/report.md; work_dirs/reproduce by default, of '
+        'Tables 1 and 2 work_dirs/imagenet')
     where = parser.add_argument_group('where to run')
     where.add_argument(
         '--gpus', type=int, metavar='N',
@@ -57,13 +64,13 @@ def parse_args() -> argparse.Namespace:
     what.add_argument(
         '--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
         help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: backbones "
-        "trained on ImageNet with their attention, found by their content")
+        "trained on ImageNet with their attention, found by their content; for Tables 3 and 4")
     what.add_argument(
         '--cfg-options', nargs='+', action=Overrides, default={},
         help='override settings of all configs: key=value ...')
     what.add_argument(
         '--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
-        help='test these detectors instead of training')
+        help='test these models instead of training')
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         '--dry-run', action='store_true',
@@ -72,8 +79,15 @@ def parse_args() -> argparse.Namespace:
         '--report', action='store_true', help='only write the report of what is finished')
     mode.add_argument(
         '--check', action='store_true',
-        help='evaluate the saved detections of the finished runs again and compare')
+        help='evaluate the saved predictions of the finished runs again and compare')
     args = parser.parse_args()
+    args.table = args.table or list(DATASETS['COCO'])
+    try:
+        benchmark = BENCHMARKS[dataset_of(args.table)]
+    except ReproduceError as error:
+        parser.error(str(error))
+    args.data_root = args.data_root or benchmark.data_root
+    args.work_dir = args.work_dir or benchmark.work_dir
     if args.seeds < 1:
         parser.error(f'--seeds must be at least 1, got {args.seeds}')
     if args.slurm == '':
@@ -84,6 +98,9 @@ def parse_args() -> argparse.Namespace:
         parser.error(f'--gpus must be at least {1 if args.slurm else 0}, got {args.gpus}')
     if args.eval_only and (args.rows or args.seeds > 1 or args.init != ['resnet']):
         parser.error('--eval-only names its rows: --rows, --seeds and --init are for training')
+    if args.init != ['resnet'] and benchmark is not BENCHMARKS['COCO']:
+        parser.error('--init is for the detectors of Tables 3 and 4: classifiers start from random '
+                     'weights')
     return args
 
 
@@ -101,7 +118,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
         gpus=args.gpus,
         slurm=args.slurm,
         init=start,
-        init_cfgs=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
+        starts=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
         cfg_options=args.cfg_options,
         checkpoints=checkpoints)
     return plan_runs(rows, args.seeds, settings), settings
@@ -172,26 +189,29 @@ def results_in(work_dir: Path) -> dict[Path, dict]:
             for path in sorted(work_dir.glob('*/seed*/result.json'))}
 
 
-def report(work_dir: Path) -> Path:
-    """Write the report of the finished runs."""
-    return write_report(work_dir / 'report', results_in(work_dir), ROOT / 'configs')
+def report(work_dir: Path, tables: list[int]) -> Path:
+    """Write the report of the finished runs; where there is none yet, of these tables."""
+    results = results_in(work_dir)
+    dataset = next((name for name, benchmark in BENCHMARKS.items() for result in results.values()
+                    if benchmark_of(result) is benchmark), dataset_of(tables))
+    return write_report(work_dir / 'report', results, ROOT / 'configs', dataset)
 
 
 def check(work_dir: Path) -> bool:
-    """Evaluate all saved detections again; whether every figure is as reported."""
+    """Evaluate all saved predictions again; whether every figure is as reported."""
     results = results_in(work_dir)
     if not results:
         raise ReproduceError(f'{work_dir} has no finished run')
     well = [tell(f'{result["row"]} seed {result["seed"]}', check_result(result, folder),
-                 'every AP is as reported') for folder, result in results.items()]
+                 'every figure is as reported') for folder, result in results.items()]
     return all(well)
 
 
-def train_and_test(runs: list[Run], settings: Settings) -> bool:
+def train_and_test(runs: list[Run], settings: Settings, tables: list[int]) -> bool:
     """Bring all runs to their end; whether all of them have a result."""
     save_settings(settings)
-    failures = execute(runs, settings, after_each=lambda: report(settings.work_dir))
-    path = report(settings.work_dir)
+    failures = execute(runs, settings, after_each=lambda: report(settings.work_dir, tables))
+    path = report(settings.work_dir, tables)
     print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
@@ -208,7 +228,7 @@ def main() -> None:
                 raise ReproduceError(f'--work-dir {args.work_dir} {found}: give that of the runs')
             if args.check:
                 sys.exit(0 if check(args.work_dir) else 1)
-            print(report(args.work_dir))
+            print(report(args.work_dir, args.table))
             return
         runs, settings = plan(args)
         if not check_everything(runs, settings):
@@ -216,7 +236,7 @@ def main() -> None:
         if args.dry_run:
             show(runs)
             return
-        sys.exit(0 if train_and_test(runs, settings) else 1)
+        sys.exit(0 if train_and_test(runs, settings, args.table) else 1)
     except (ConfigError, ReproduceError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:

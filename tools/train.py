@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Train a detector: MMDetection's tools/train.py with its options; see --help."""
-from sa_mmdet.launch import run_mmdet_tool
+"""Train a detector by MMDetection's train.py, or a classifier by MMPretrain's; see --help."""
+from sa_mmdet.launch import run_tool
 
 if __name__ == '__main__':
-    run_mmdet_tool('train.py', splits=('train', 'val'))
+    run_tool('train.py', splits=('train', 'val'))

@@ -1,2 +1,2 @@
 _base_ = './faster-rcnn_r101_fpn_1x_coco.py'
-model = dict(backbone=dict(type='AttentionResNet', attention='SqueezeExcitation'))
+model = dict(backbone=dict(type='AttentionResNet', attention=dict(type='SqueezeExcitation')))

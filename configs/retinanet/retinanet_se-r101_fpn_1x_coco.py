@@ -1,2 +1,4 @@
 _base_ = './retinanet_r101_fpn_1x_coco.py'
-model = dict(backbone=dict(type='AttentionResNet', attention='SqueezeExcitation'))
+# With biases, by the Params that the paper prints; those of the other detectors are without.
+model = dict(backbone=dict(
+    type='AttentionResNet', attention=dict(type='SqueezeExcitation', bias=True)))

@@ -1,33 +1,34 @@
-"""Tables 3 and 4 as pictures."""
+"""The tables as pictures."""
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..visualization.figure import COLOURS, png, style
-from .paper import TASKS
+from .paper import DECIMALS, METRICS, NAMES, TASKS, Row
 from .summary import Summary
 
-KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'ECA': COLOURS['sky blue'],
-                'SGE': COLOURS['green'], 'SA': COLOURS['vermilion']}
-NAMES = {'none': 'ResNet', 'SE': '+ SE', 'ECA': '+ ECA', 'SGE': '+ SGE', 'SA': '+ SA'}
-KINDS = {'bbox': 'box', 'segm': 'mask'}
+KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'CBAM': COLOURS['purple'],
+                'ECA': COLOURS['sky blue'], 'SGE': COLOURS['green'], 'SA': COLOURS['vermilion']}
 
 
 def draw_table(table: int, summaries: list[Summary]) -> bytes:
-    """AP of every row, and its gain over the row without attention, as a PNG.
+    """The first metric of every row, and its gain over the row without attention, as a PNG.
 
-    Bars are measured, with the standard deviation over seeds; black lines are the paper's, drawn
-    where both are of COCO val2017. A row that was not run has no bar.
+    In Table 1 the gain is over the whole module. Bars are measured, with the standard deviation
+    over seeds; black lines are the paper's, drawn where both are of the same images. A row that was
+    not run has no bar.
     """
     comparable = all(summary.comparable for summary in summaries)
-    kind = KINDS[TASKS[table]]
+    task = TASKS[table]
+    first = METRICS[task][0]
     figure = Figure(figsize=(11, 8), layout='constrained')
     upper, lower = figure.subplots(2)
-    _draw(upper, summaries, comparable, f'{kind} AP (%)', lambda s: s.measured.get('AP'),
-          lambda s: s.row.metrics['AP'])
-    attentive = [summary for summary in summaries if summary.row.attention != 'none']
-    _draw(lower, attentive, comparable, f'gain in {kind} AP over ResNet (points)',
+    _draw(upper, summaries, comparable, f'{NAMES[task]} (%)', lambda s: s.measured.get(first),
+          lambda s: s.row.metrics[first])
+    compared = [summary for summary in summaries if summary.paper_gain is not None]
+    _draw(lower, compared, comparable,
+          f'gain in {NAMES[task]}\nover {"origin" if table == 1 else "ResNet"} (points)',
           lambda s: s.gain, lambda s: s.paper_gain)
-    upper.legend(*_legend(summaries, comparable), ncols=6, loc='lower left',
+    upper.legend(*_legend(summaries, comparable), ncols=7, loc='lower left',
                  bbox_to_anchor=(0, 1.02), frameon=False)
     figure.suptitle(_title(table, summaries), x=0.01, ha='left', fontsize='large')
     return png(figure)
@@ -43,7 +44,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
           paper) -> None:
     position, ticks, names, previous = 0., [], [], None
     for summary in summaries:
-        group = summary.row.detector, summary.row.backbone
+        group = _group(summary.row)
         if previous not in (None, group):
             position += 0.8
         previous = group
@@ -56,9 +57,9 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
             axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
                      color=KIND_COLOURS[summary.row.attention])
             below = mean < 0
-            axes.annotate(f'{mean:.1f}', (position, 0), xytext=(0, -3 if below else 3),
-                          textcoords='offset points', ha='center', fontsize='small',
-                          va='top' if below else 'bottom')
+            axes.annotate(f'{mean:.{_decimals(summary)}f}', (position, 0),
+                          xytext=(0, -3 if below else 3), textcoords='offset points', ha='center',
+                          fontsize='small', va='top' if below else 'bottom')
         if comparable:
             axes.plot([position - 0.45, position + 0.45], [paper(summary)] * 2, color='black',
                       linewidth=1.5)
@@ -68,7 +69,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
     groups = list(dict.fromkeys(names))
     centres = [[tick for tick, name in zip(ticks, names, strict=True) if name == group]
                for group in groups]
-    axes.set_xticks([sum(c) / len(c) for c in centres], [f'{d}\n{b}' for d, b in groups])
+    axes.set_xticks([sum(c) / len(c) for c in centres], groups)
     axes.set_xlim(-0.7, position - 0.3)
     if axes.dataLim.height < 1:
         axes.set_ylim(0, 1)
@@ -78,12 +79,21 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
     axes.tick_params(axis='x', length=0)
 
 
+def _group(row: Row) -> str:
+    """The name of the rows that stand together."""
+    return row.variant or '\n'.join(filter(None, (row.detector, row.backbone)))
+
+
+def _decimals(summary: Summary) -> int:
+    return DECIMALS[TASKS[summary.row.table]]
+
+
 def _legend(summaries: list[Summary], comparable: bool) -> tuple[list, list]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
     kinds = list(dict.fromkeys(summary.row.attention for summary in summaries))
     handles = [Patch(color=KIND_COLOURS[kind]) for kind in kinds]
-    names = [NAMES[kind] for kind in kinds]
+    names = ['ResNet' if kind == 'none' else f'+ {kind}' for kind in kinds]
     if comparable:
         handles.append(Line2D([], [], color='black', linewidth=1.5))
         names.append('paper')

@@ -67,7 +67,7 @@ class _CountedDetector(nn.Module):
 class _Classifier(nn.Module):
     """A backbone under global average pooling and a linear layer, as on ImageNet."""
 
-    def __init__(self, backbone: nn.Module, classes: int = 1000):
+    def __init__(self, backbone: nn.Module, classes: int):
         super().__init__()
         self.backbone = backbone
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -115,8 +115,9 @@ def detector_complexity(
 def classifier_complexity(
         backbone: dict,
         convention: str = 'paper',
-        shape: tuple[int, int] = CLASSIFICATION_SHAPE) -> Complexity:
-    """Count a backbone with a linear layer for 1000 classes, everything trained.
+        shape: tuple[int, int] = CLASSIFICATION_SHAPE,
+        classes: int = 1000) -> Complexity:
+    """Count a backbone with a linear layer for its classes.
 
     Of the attention 'paper' counts pooling over positions, linear layers, 2-D convolutions with
     bias, and batch norm; neither group norm, nor 1-D convolutions, nor the gates.
@@ -125,6 +126,7 @@ def classifier_complexity(
         backbone: its config.
         convention: 'paper' or 'mmengine', as for ``detector_complexity``.
         shape: height and width of the image, in pixels.
+        classes: outputs of the linear layer.
 
     Raises:
         ValueError: there is no such convention.
@@ -132,7 +134,7 @@ def classifier_complexity(
     count = _counter(convention, _count_paper, _count_mmengine)
     init_default_scope('mmdet')
     with torch.device('meta' if convention == 'paper' else 'cpu'):
-        model = _Classifier(MODELS.build(dict(backbone))).eval()
+        model = _Classifier(MODELS.build(dict(backbone)), classes).eval()
     return count(model, shape)
 
 

@@ -10,7 +10,6 @@ from .paper import Row, load_table
 
 CELLS = ('params_m', 'gflops')
 DECIMALS = {1: 3, 2: 3, 3: 2}
-DEPTHS = {'ResNet-50': 50, 'ResNet-101': 101}
 
 # The classifiers' layers; unlike in detectors, SE has biases.
 CLASSIFIER_ATTENTION = {
@@ -65,8 +64,11 @@ def _count(row: Row, configs: Path, convention: str) -> Complexity:
 
 
 def classifier_backbone(row: Row) -> dict:
-    """The backbone's config for a row of Table 1 or 2."""
-    backbone = dict(type='ResNet', depth=DEPTHS[row.backbone], norm_eval=False)
+    """The backbone's config for a row of Table 1 or 2, as ``configs/imagenet`` has it.
+
+    It is stated here too since those configs are MMPretrain's, which counting does not need.
+    """
+    backbone = dict(type='ResNet', depth=row.depth, norm_eval=False)
     if row.attention != 'none':
         attention = CLASSIFIER_ATTENTION[row.attention] | ABLATIONS.get(row.variant, {})
         backbone |= dict(type='AttentionResNet', attention=attention)

@@ -3,30 +3,32 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-METRICS = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
-
 # The paper's name of a row -> its part of our names.
 DETECTORS = {'Faster R-CNN': 'faster-rcnn', 'Mask R-CNN': 'mask-rcnn', 'RetinaNet': 'retinanet'}
 BACKBONES = {'ResNet-50': 'r50', 'ResNet-101': 'r101'}
+DEPTHS = {'ResNet-50': 50, 'ResNet-101': 101}
 CLASSIFIERS = {'ResNet': 'none', 'SENet': 'SE', 'CBAM': 'CBAM', 'SGE-Net': 'SGE',
                'ECA-Net': 'ECA', 'SA-Net': 'SA'}
 VARIANTS = {'': '', 'origin': '', 'w/o_gn': '_no-gn', 'w/o_shuffle': '_no-shuffle',
-            'w/o_ Fc': '_no-fc', '1 × 1 Conv': '_conv'}
+            'w/o_ Fc': '_no-fc', '1 × 1 Conv': '_conv'}  # Table 1's
 TABLE_KEYS = {
     1: 'table1_ablation_sa_resnet50_imagenet',
     2: 'table2_imagenet',
     3: 'table3_detection_coco_val2017',
     4: 'table4_instance_segmentation_coco_val2017',
 }
-TASKS = {3: 'bbox', 4: 'segm'}
+DATASETS = {'ImageNet': (1, 2), 'COCO': (3, 4)}  # and the tables that are measured on them
+TASKS = {1: 'accuracy', 2: 'accuracy', 3: 'bbox', 4: 'segm'}
+METRICS = {
+    'accuracy': ('top1', 'top5'),
+    **dict.fromkeys(('bbox', 'segm'), ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')),
+}
+DECIMALS = {'accuracy': 3, 'bbox': 1, 'segm': 1}  # of the metrics, as printed
+NAMES = {'accuracy': 'top-1 accuracy', 'bbox': 'box AP', 'segm': 'mask AP'}  # of the first metric
 
 # Cells of the paper that contradict its other cells, by (table, row, cell).
 CONTRADICTIONS = {
-    (2, 'sa-r50', 'params_m'): 'cut, not rounded, unlike all other cells of the table',
-    (3, 'retinanet_se-r50', 'params_m'):
-    'SE adds 2.49 M to Faster and Mask R-CNN of the same backbone, and 2.51 M here',
-    (3, 'retinanet_se-r101', 'params_m'):
-    'SE adds 4.72 M to Faster and Mask R-CNN of the same backbone, and 4.75 M here',
+    (2, 'sa-resnet50', 'params_m'): 'cut, not rounded, unlike all other cells of the table',
     (3, 'retinanet_sa-r101', 'params_m'):
     'less than plain RetinaNet (56.74): attention cannot remove parameters',
 }
@@ -59,16 +61,29 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Such as 'mask-rcnn_sa-r50', the beginning of its config's file name, or 'sa-r50'."""
+        """Beginning of its config's file name: 'mask-rcnn_sa-r50', 'sa-resnet50_no-gn', ..."""
         attention = '' if self.attention == 'none' else f'{self.attention.lower()}-'
-        name = attention + BACKBONES[self.backbone] + VARIANTS[self.variant]
-        return f'{DETECTORS[self.detector]}_{name}' if self.detector else name
+        if self.detector:
+            return f'{DETECTORS[self.detector]}_{attention}{BACKBONES[self.backbone]}'
+        return f'{attention}resnet{self.depth}{VARIANTS[self.variant]}'
 
     @property
     def config(self) -> Path:
-        """Of a detector: its config file, under ``configs/``."""
+        """Its config file, under ``configs/``."""
+        if not self.detector:
+            return Path('imagenet') / f'{self.name}_8xb32_in1k.py'
         folder = DETECTORS[self.detector].replace('-', '_')
         return Path(folder) / f'{self.name}_fpn_1x_coco.py'
+
+    @property
+    def depth(self) -> int:
+        """Of its ResNet: 50 or 101."""
+        return DEPTHS[self.backbone]
+
+    @property
+    def dataset(self) -> str:
+        """What it is trained and evaluated on: 'ImageNet' or 'COCO'."""
+        return next(name for name, tables in DATASETS.items() if self.table in tables)
 
     def contradiction(self, cell: str) -> str | None:
         """Why the printed ``cell`` ('params_m', 'gflops') cannot be right, if that is known."""
@@ -92,6 +107,7 @@ def load_table(table: int) -> list[Row]:
 
 def _row(table: int, cells: dict) -> Row:
     method = 'SA-Net' if table == 1 else cells.get('method')
+    task = TASKS[table]
     return Row(
         table=table,
         detector=cells.get('detector'),
@@ -100,6 +116,4 @@ def _row(table: int, cells: dict) -> Row:
         variant=cells.get('variant', ''),
         params_m=cells.get('params_m'),
         gflops=cells.get('gflops'),
-        metrics=cells[TASKS[table]] if table in TASKS else {
-            key: cells[key] for key in ('top1', 'top5')
-        })
+        metrics=cells.get(task) or {metric: cells[metric] for metric in METRICS[task]})

@@ -13,21 +13,24 @@ class Measured:
     std: float | None
     seeds: int
 
-    def __str__(self) -> str:
-        return f'{self.mean:.1f}' + ('' if self.std is None else f' ± {self.std:.1f}')
+    def text(self, decimals: int) -> str:
+        """For people: the mean, and the deviation where there are several seeds."""
+        deviation = '' if self.std is None else f' ± {self.std:.{decimals}f}'
+        return f'{self.mean:.{decimals}f}{deviation}'
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A row of Table 3 or 4: what the paper prints, and what was measured.
+    """A row of a table: what the paper prints, and what was measured.
 
     Attributes:
         row: of the paper.
         measured: by metric; empty if the row was not run; None for a metric without objects.
-        gain: AP above that of the row without attention, None if one of the two was not run.
+        gain: of the first metric, top-1 accuracy or AP, above that of the row without attention, or
+            in Table 1 of the whole module; None for that row, or if one of the two was not run.
         paper_gain: the paper's.
         evaluated_on: label of the images; None if the row was not run.
-        comparable: whether these are COCO val2017's 5,000 images, or the row was not run.
+        comparable: whether these are the paper's images, or the row was not run.
     """
 
     row: Row
@@ -47,10 +50,11 @@ def summarize(table: int, results: list[dict]) -> list[Summary]:
     """Put results of runs beside the rows of a table.
 
     Args:
-        table: 3 (boxes) or 4 (masks).
+        table: 1 or 2 (accuracy), 3 (boxes) or 4 (masks).
         results: contents of result.json files, of any rows and seeds.
     """
     task = TASKS[table]
+    first = METRICS[task][0]
     rows = load_table(table)
     by_row = {row.name: [result for result in results
                          if result['row'] == row.name and task in result['metrics']]
@@ -60,21 +64,21 @@ def summarize(table: int, results: list[dict]) -> list[Summary]:
     for row in rows:
         of_row = by_row[row.name]
         labels = dict.fromkeys(result['evaluated_on']['label'] for result in of_row)
-        plain = _plain(row, rows)
+        plain = _compared_with(row, rows)
         gain = None
-        if row is not plain and measured[row.name].get('AP') and measured[plain.name].get('AP'):
-            gain = measured[row.name]['AP'].mean - measured[plain.name]['AP'].mean
+        if row is not plain and measured[row.name].get(first) and measured[plain.name].get(first):
+            gain = measured[row.name][first].mean - measured[plain.name][first].mean
         summaries.append(Summary(
             row, measured[row.name], gain,
-            None if row is plain else row.metrics['AP'] - plain.metrics['AP'],
+            None if row is plain else row.metrics[first] - plain.metrics[first],
             '; '.join(labels) or None,
-            all(result['evaluated_on']['is_coco_val2017'] for result in of_row)))
+            all(result['evaluated_on']['is_papers'] for result in of_row)))
     return summaries
 
 
 def _measured(task: str, results: list[dict]) -> dict[str, Measured | None]:
     return {metric: _over_seeds([result['metrics'][task][metric] for result in results])
-            for metric in METRICS} if results else {}
+            for metric in METRICS[task]} if results else {}
 
 
 def _over_seeds(values: list[float]) -> Measured | None:
@@ -85,6 +89,9 @@ def _over_seeds(values: list[float]) -> Measured | None:
     return Measured(statistics.fmean(percent), std, len(percent))
 
 
-def _plain(row: Row, rows: list[Row]) -> Row:
+def _compared_with(row: Row, rows: list[Row]) -> Row:
+    """The row without attention of the same network; of an ablation the whole module."""
+    if row.variant:
+        return next(other for other in rows if other.variant == 'origin')
     return next(other for other in rows if other.attention == 'none'
                 and (other.detector, other.backbone) == (row.detector, row.backbone))

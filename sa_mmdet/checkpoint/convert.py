@@ -61,12 +61,14 @@ def convert_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = ''
 
     Raises:
         ConversionError: ``state_dict`` holds a part of the attention's parameters or of the
-            bottlenecks, weights of other shapes, or the network cannot be converted exactly.
+            bottlenecks, parameters of another attention, weights of other shapes, or the network
+            cannot be converted exactly.
     """
     blocks = list(attention_blocks(model, prefix))
-    if not _is_plain(blocks, state_dict):
-        return 0
+    is_plain = _is_plain(blocks, state_dict)
     _check_no_others(blocks, state_dict)
+    if not is_plain:
+        return 0
     for block_prefix, block, name in blocks:
         _convert_block(block_prefix, block, name, state_dict)
     return len(blocks)
@@ -101,7 +103,14 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
                   if key.startswith(prefix) and key.removeprefix(prefix) not in known]
         if others:
             raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
-                                  'knows nothing: is it of another attention?')
+                                  f'knows nothing: {_remedy(others)}')
+
+
+def _remedy(others: list[str]) -> str:
+    if all(key.endswith(('.se.fc1.bias', '.se.fc2.bias')) for key in others):
+        return ('it is of SE with biases. Give the network them too: --cfg-options '
+                'model.backbone.attention.bias=True')
+    return 'is it of another attention?'
 
 
 def listed(names: list[str], most: int = 3) -> str:

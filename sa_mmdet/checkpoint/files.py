@@ -27,10 +27,10 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     ``source`` is a detector's checkpoint (then ``target`` is one too), or one of a backbone or a
     classifier: torchvision's, MMPretrain's, the authors' (then ``target`` holds the backbone, for
     ``init_cfg=dict(type='Pretrained', checkpoint=target)``). Weights without attention are
-    converted; weights that have it are only renamed.
+    converted; weights that have it, or are for a network that has none, are only renamed.
 
     Args:
-        config: of a detector with attention in its backbone, as backbone or as plugin.
+        config: of a detector, with attention in its backbone, as backbone or as plugin, or without.
         source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
         target: the file to write; must not exist.
         verify: compare the backbone's outputs before and after, on random input in float64.
@@ -44,9 +44,6 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     checkpoint = read_checkpoint(source)
     init_default_scope('mmdet')
     model = _build(config.model)
-    if not list(attention_blocks(model)):
-        raise ConversionError('the backbone of the config has no attention layer: give the config '
-                              'of a detector with SAResNet, AttentionResNet or such a plugin')
     state, whole = _network_state(checkpoint['state_dict'], model)
     dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
     if dropped:
@@ -56,8 +53,12 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     plain = dict(state)
     converted = convert_state_dict(network, state)
     _check_keys(network, state)
-    print(f'{converted} bottlenecks converted' if converted else
-          'the checkpoint has its attention already: its weights stay as they are')
+    if converted:
+        print(f'{converted} bottlenecks converted')
+    else:
+        kept = ('the checkpoint has its attention already' if any(attention_blocks(model)) else
+                'the network of the config has no attention')
+        print(f'{kept}: the weights stay as they are')
     if verify:
         if converted:
             _verify(config.model.backbone, plain, state, prefix)

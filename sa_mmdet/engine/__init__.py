@@ -1,5 +1,6 @@
-"""What takes part in MMEngine's training loop."""
+"""What takes part in MMEngine's training and test loops."""
 from .atomic_checkpoint import AtomicCheckpointHook
 from .epoch_seed import EpochSeedHook
+from .top_predictions import DumpTopPredictions
 
-__all__ = ['AtomicCheckpointHook', 'EpochSeedHook']
+__all__ = ['AtomicCheckpointHook', 'DumpTopPredictions', 'EpochSeedHook']

@@ -13,18 +13,14 @@ from mmengine.registry import init_default_scope
 
 from ..checkpoint.convert import listed
 from ..configuration import ConfigError, check_epochs, read_config, reason
-from ..files import folder_problem, write_atomically
-from ..launch import MMDET_TOOLS
-from .dataset import dataset_problems
-from .evaluation import sha256
+from ..files import folder_problem, sha256, write_atomically
+from ..launch import tools_of
 from .runs import SPLITS, ReproduceError, Run, Settings, read_result
 from .weights import checkpoint_problem, initial_weights_problem
 
 SETTINGS_FILE = 'settings.json'
 BYTES_PER_PARAMETER = 8  # float32, and its momentum
 CHECKPOINTS_AT_ONCE = 3  # two that are kept, and the one being written
-BYTES_OF_DETECTIONS = {'bbox': 20_000, 'segm': 60_000}  # JSON of 100 detections of an image
-IMAGES = 5000
 
 
 def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -33,14 +29,18 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
     Yields:
         The name of a check, and what it found wrong: sentences for people, nothing if all is well.
     """
-    yield 'software', list(_software_problems(settings))
+    missing = list(dict.fromkeys(
+        problem for run in runs for problem in run.benchmark.software_problems()))
+    yield 'software', missing or list(_software_problems(runs, settings))
+    if missing:
+        return
     configs, broken = _build_configs(runs)
     yield 'configs', broken
     if broken:
         return
     yield 'work dir', list(_work_dir_problems(runs, settings))
-    data = [problem for config in _distinct_data(configs.values())
-            for problem in dataset_problems(config)]
+    data = [problem for run in _distinct_data(runs)
+            for problem in run.benchmark.data_problems(run.config)]
     yield 'data set', list(dict.fromkeys(data))
     yield 'weights', list(_weights_problems(configs, settings))
     yield 'disk', list(disk_problems(runs, settings.work_dir))
@@ -55,32 +55,34 @@ def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
         try:
             configs[run.row.name] = run.config
             _build_model(run.config)
-            _check_parts(run.config)
+            _check_parts(run)
         except Exception as error:  # a config can be wrong in any way
             problems.append(f'{run.row.name}: its config does not build: {reason(error)}')
     return configs, problems
 
 
-def _check_parts(config: Config) -> None:
+def _check_parts(run: Run) -> None:
     """Raise ValueError where a part that every run needs is missing or has another form."""
+    config = run.config
     for split in SPLITS:
         for part in ('dataloader', 'evaluator') if split != 'train' else ('dataloader', ):
             name = f'{split}_{part}'
             if not config.get(name):
                 raise ValueError(f'it has {name}={config.get(name)!r}, which every run needs')
         dataset = config[f'{split}_dataloader'].get('dataset', {})
-        for key in ('ann_file', 'data_prefix'):
+        for key in run.benchmark.dataset_keys:
             if not dataset.get(key):
                 raise ValueError(f'{split}_dataloader.dataset.{key} must say where the data is, '
                                  f'got {dataset.get(key)!r}')
     check_epochs(config)
 
 
-def _software_problems(settings: Settings) -> Iterator[str]:
-    missing = [name for name in ('train.py', 'test.py') if not (MMDET_TOOLS / name).is_file()]
-    if missing:
-        yield (f"MMDetection's {', '.join(missing)} are not in {MMDET_TOOLS}: install it from a "
-               'wheel')
+def _software_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
+    for package in dict.fromkeys(run.benchmark.scope for run in runs):
+        tools = tools_of(package)
+        missing = [name for name in ('train.py', 'test.py') if not (tools / name).is_file()]
+        if missing:
+            yield f'{", ".join(missing)} of {package} are not in {tools}: install it from a wheel'
     if settings.slurm:
         if shutil.which('srun') is None:
             yield '--slurm needs srun, which is not on the PATH of this machine'
@@ -162,19 +164,19 @@ def save_settings(settings: Settings) -> None:
 
 
 def _build_model(config: Config):
-    init_default_scope('mmdet')
+    init_default_scope(config.get('default_scope') or 'mmdet')
     with torch.device('meta'):
         return MODELS.build(copy.deepcopy(config.model))  # a detector writes into its config
 
 
-def _distinct_data(configs) -> list[Config]:
-    """One config of each kind that reads other files."""
+def _distinct_data(runs: list[Run]) -> list[Run]:
+    """One run of each kind that reads other files."""
     distinct = {}
-    for config in configs:
-        datasets = [config[f'{split}_dataloader'].dataset for split in SPLITS]
+    for run in runs:
+        datasets = [run.config[f'{split}_dataloader'].dataset for split in SPLITS]
         files = [str(dataset.get(key)) for dataset in datasets
                  for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'indices')]
-        distinct.setdefault(tuple(files), config)
+        distinct.setdefault(tuple(files), run)
     return list(distinct.values())
 
 
@@ -213,5 +215,5 @@ def _count_parameters(config: Config) -> int:
 def _bytes_needed(run: Run, params: int) -> int:
     written = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file())
     training = params * BYTES_PER_PARAMETER * CHECKPOINTS_AT_ONCE if run.trains else 0
-    detections = IMAGES * sum(BYTES_OF_DETECTIONS[task] for task in run.tasks)
-    return max(0, training + detections - written)
+    predictions = sum(run.benchmark.bytes_of_predictions[task] for task in run.tasks)
+    return max(0, training + predictions - written)

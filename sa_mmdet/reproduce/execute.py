@@ -13,12 +13,12 @@ from ..analysis.report import PICTURE
 from ..configuration import ConfigError
 from ..datasets.coco import dataset_meta
 from ..environment import versions
-from ..files import write_atomically
+from ..files import sha256, write_atomically
 from ..visualization.detections import draw_detections
 from ..visualization.predictions import encode
+from .benchmarks.coco_files import dataset_paths
 from .checks import disk_problems
-from .dataset import dataset_paths, describe_evaluation
-from .evaluation import LOGGED, differs_from_log, evaluate_detections, sha256
+from .evaluation import differs_from_log
 from .processes import locked, run_child
 from .runs import ReproduceError, Run, Settings
 from .weights import describe_start
@@ -78,7 +78,8 @@ def bring_to_end(run: Run, lock: int) -> None:
     logged = _test(run, checkpoint, lock)
     result = _result(run, checkpoint, logged)
     write_atomically(run.result_file, json.dumps(result, indent=1))
-    _draw(run, result)
+    if run.row.detector:
+        _draw(run, result)
 
 
 def _draw(run: Run, result: dict) -> None:
@@ -87,7 +88,7 @@ def _draw(run: Run, result: dict) -> None:
     try:
         picture = draw_detections(
             Path(result['evaluated_on']['annotations']), dataset_paths(dataset)[1],
-            _dump(run, run.tasks[-1]), dataset_meta(dataset))
+            run.prediction_file(run.tasks[-1]), dataset_meta(dataset))
     except (ConfigError, OSError, ValueError) as error:  # the result stands without
         print(f'=== {run.name}: no picture of its detections: {error}')
     else:
@@ -105,7 +106,7 @@ def train_command(run: Run) -> list[str]:
 
 
 def test_command(run: Run, checkpoint: Path) -> list[str]:
-    """The command that tests a checkpoint and dumps its detections."""
+    """The command that tests a checkpoint and saves what it predicts."""
     settings, config = run.settings, str(run.config_file)
     work_dir = str(run.folder / 'test')
     if settings.slurm:
@@ -157,42 +158,45 @@ def _train(run: Run, lock: int) -> Path:
 def _test(run: Run, checkpoint: Path, lock: int) -> dict[str, float]:
     """Test the checkpoint; the metrics that MMEngine logged, none if nothing was detected."""
     for task in run.tasks:
-        _dump(run, task).unlink(missing_ok=True)
+        run.prediction_file(task).unlink(missing_ok=True)
     before = set(run.folder.glob('test/*/*.json'))
     _run(run, test_command(run, checkpoint), lock, 'testing')
     logs = sorted(set(run.folder.glob('test/*/*.json')) - before)
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     return {name: value for metrics in lines for name, value in metrics.items()
-            if name.startswith('coco/')}
-
-
-def _dump(run: Run, task: str) -> Path:
-    return run.detections.with_name(f'{run.detections.name}.{task}.json')
+            if '/' in name}  # MMEngine's own, such as the time, have no prefix
 
 
 def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
-    """All that a report tells of a run; AP is computed from the dump and is what was logged."""
-    evaluated_on = describe_evaluation(run.config)
-    metrics, detections = {}, {}
+    """All that a report tells of a run; its metrics are those of the dump and what was logged."""
+    evaluated_on = run.benchmark.describe(run.config)
+    result = dict(row=run.row.name, seed=run.seed, metrics={}, logged=logged, predictions={},
+                  evaluated_on=evaluated_on, trained=run.trains)
     for task in run.tasks:
-        path = _dump(run, task)
+        path = run.prediction_file(task)
         if not path.is_file():
             raise RunFailed(f'{run.name}: testing left no {path}: {run.output_file}')
-        metrics[task] = evaluate_detections(
-            Path(evaluated_on['annotations']), path, task, evaluated_on['classes'])
-        detections[task] = dict(file=path.name, sha256=sha256(path))
-        expected = [f'coco/{task}_{name}' for name in LOGGED.values()]
-        if any(name in logged for name in expected) or json.loads(path.read_text()):
-            lacking = [name for name in expected if name not in logged]
-            if lacking:
-                raise RunFailed(f'{run.name}: the test did not log {lacking[0]}: {run.output_file}')
-            differing = differs_from_log(metrics[task], logged, task)
-            if differing:
-                raise RunFailed(f'{run.name}: the saved detections give another AP than the test '
-                                f'logged: {"; ".join(differing)}')
-    return dict(
-        row=run.row.name, seed=run.seed, metrics=metrics, logged=logged, detections=detections,
-        evaluated_on=evaluated_on, trained=run.trains, **_provenance(run, checkpoint))
+        try:
+            result['metrics'][task] = run.benchmark.evaluate(evaluated_on, path, task)
+        except ValueError as error:
+            raise RunFailed(f'{run.name}: {error}') from error
+        result['predictions'][task] = dict(file=path.name, sha256=sha256(path))
+        _compare_with_log(run, result, task)
+    return result | _provenance(run, checkpoint)
+
+
+def _compare_with_log(run: Run, result: dict, task: str) -> None:
+    """Raise RunFailed unless the metrics are those that the test logged, if it had any to log."""
+    expected = run.benchmark.logged(task).values()
+    lacking = [name for name in expected if name not in result['logged']]
+    nothing_found = not json.loads(run.prediction_file(task).read_text())
+    if nothing_found and len(lacking) == len(expected):
+        return
+    if lacking:
+        raise RunFailed(f'{run.name}: the test did not log {lacking[0]}: {run.output_file}')
+    if differing := differs_from_log(result, task):
+        raise RunFailed(f'{run.name}: the saved predictions give other figures than the test '
+                        f'logged: {"; ".join(differing)}')
 
 
 def _provenance(run: Run, checkpoint: Path) -> dict:
@@ -250,7 +254,9 @@ def _remaining(runs: list[Run]) -> str:
 
 
 def _gflops(run: Run) -> float:
-    """Of the detector, by Table 3; of those that are only in Table 4 by the plain one."""
+    """As printed; of the rows that are only in Table 4 those of the plain one."""
+    if run.row.gflops:
+        return run.row.gflops
     table = {row.name: row for row in load_table(3)}
     plain = next(row for row in table.values() if row.attention == 'none'
                  and (row.detector, row.backbone) == (run.row.detector, run.row.backbone))

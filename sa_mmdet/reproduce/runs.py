@@ -9,12 +9,13 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..analysis.paper import TASKS, Row, load_table
+from ..analysis.paper import DATASETS, TASKS, Row, load_table
 from ..checkpoint.read import last_whole
+from .benchmarks import Benchmark, benchmark_of
 
 TABLES = tuple(TASKS)
 SPLITS = ('train', 'val', 'test')
-RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'detections', 'evaluated_on', 'start', 'epochs',
+RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on', 'start', 'epochs',
                'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
                'checkpoint', 'checkpoint_sha256')
 
@@ -30,14 +31,14 @@ class Settings:
     Attributes:
         root: folder with configs/ and tools/: the repository, or .mim of the installed package.
         work_dir: folder of the runs and their report.
-        data_root: folder of COCO 2017 in MMDetection's usual layout.
+        data_root: folder of the benchmark's data in its usual layout.
         gpus: processes, each with one GPU; 0 is one process on the CPU.
         slurm: partition of a Slurm cluster to run on; None is this machine.
         init: 'resnet', the start of the configs, or 'imagenet', backbones trained on ImageNet
             with their attention.
-        init_cfgs: the backbones' ``init_cfg`` for 'imagenet', by (depth, attention).
+        starts: what 'imagenet' changes of the backbones' configs, by (depth, attention).
         cfg_options: overrides of all configs.
-        checkpoints: detectors to test instead of training them, by the names of their rows.
+        checkpoints: models to test instead of training them, by the names of their rows.
     """
 
     root: Path
@@ -46,7 +47,7 @@ class Settings:
     gpus: int = 0
     slurm: str | None = None
     init: str = 'resnet'
-    init_cfgs: dict[tuple[int, str], dict] = field(default_factory=dict)
+    starts: dict[tuple[int, str], dict] = field(default_factory=dict)
     cfg_options: dict = field(default_factory=dict)
     checkpoints: dict[str, Path] = field(default_factory=dict)
 
@@ -97,9 +98,13 @@ class Run:
         return self.folder / 'output.log'
 
     @property
-    def detections(self) -> Path:
-        """Beginning of the names of the files with all detections."""
-        return self.folder / 'detections'
+    def benchmark(self) -> Benchmark:
+        """What it is trained and evaluated on."""
+        return benchmark_of(self.row)
+
+    def prediction_file(self, task: str) -> Path:
+        """All that was predicted in the test."""
+        return self.benchmark.prediction_file(self.folder, task)
 
     @property
     def finished(self) -> bool:
@@ -114,30 +119,22 @@ class Run:
         """The row's config with the settings, the seed and the user's options in it."""
         settings = self.settings
         config = Config.fromfile(settings.root / 'configs' / self.row.config)
-        for split in SPLITS:
-            config[f'{split}_dataloader'].dataset.data_root = f'{settings.data_root}/'
-        for split in SPLITS[1:]:
-            evaluator = copy.deepcopy(config[f'{split}_evaluator'])
-            annotations = config[f'{split}_dataloader'].dataset.ann_file
-            evaluator.ann_file = str(settings.data_root / annotations)
-            config[f'{split}_evaluator'] = evaluator
-        if settings.init_cfgs:
-            key = config.model.backbone.depth, self.row.attention
-            config.model.backbone.init_cfg = dict(settings.init_cfgs[key])
+        self.benchmark.place(config, settings.data_root)
+        if settings.starts:
+            config.model.backbone.update(settings.starts[self.row.depth, self.row.attention])
         config.randomness = dict(seed=self.seed)
         config.auto_scale_lr.enable = True
         config.train_dataloader.persistent_workers = False
-        config.custom_hooks = [*config.get('custom_hooks', []), dict(type='EpochSeedHook')]
+        config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mmdet.EpochSeedHook')]
         config.default_hooks.checkpoint.max_keep_ckpts = 2
         config.merge_from_dict(copy.deepcopy(settings.cfg_options))
-        if isinstance(config.test_evaluator, dict):
-            config.test_evaluator.outfile_prefix = str(self.detections)
+        self.benchmark.save_predictions(config, self.folder)
         return config
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """'bbox', and 'segm' where the detector predicts masks."""
-        return ('bbox', 'segm') if self.row.detector == 'Mask R-CNN' else ('bbox', )
+        """By which it is evaluated: 'bbox' and 'segm' of a detector, 'accuracy' of a classifier."""
+        return self.benchmark.tasks(self.row)
 
     @property
     def epochs(self) -> int:
@@ -176,16 +173,32 @@ def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
     return result
 
 
+def dataset_of(tables: list[int]) -> str:
+    """The one that tables are measured on: 'ImageNet' or 'COCO'.
+
+    Raises:
+        ReproduceError: they are of both.
+    """
+    datasets = [name for name, measured in DATASETS.items() if set(measured) & set(tables)]
+    if len(datasets) > 1:
+        raise ReproduceError(
+            f'--table {" ".join(map(str, tables))}: Tables 1 and 2 are of ImageNet, 3 and 4 of '
+            'COCO. Run them one after the other; the detectors start from the classifiers by '
+            '--init imagenet=...')
+    return datasets[0]
+
+
 def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
     """The rows of the tables, each once, in the paper's order.
 
     Args:
-        tables: of 3 and 4, which share the rows of Mask R-CNN.
+        tables: of 1 and 2, which share SA-ResNet-50, or of 3 and 4, which share Mask R-CNN.
         patterns: names of rows, such as 'mask-rcnn_sa-r50', '*' and '?' allowed; none is all.
 
     Raises:
-        ReproduceError: a pattern is no row of these tables.
+        ReproduceError: a pattern is no row of these tables, or they are of two data sets.
     """
+    dataset_of(tables)
     rows = {}
     for table in tables:
         for row in load_table(table):
@@ -203,9 +216,12 @@ def _unknown_row(name: str, tables: list[int]) -> str:
     every = {row.name: table for table in TABLES for row in load_table(table)}
     listed = ' and '.join(map(str, tables))
     if name in every:
-        return f'{name} is a row of Table {every[name]}: add --table {every[name]}'
-    near = difflib.get_close_matches(name, every, n=1, cutoff=0.3)
-    hint = f'did you mean {near[0]}?' if near else f'they are {", ".join(every)}'
+        other = every[name]
+        add = 'add' if dataset_of(tables) == dataset_of([other]) else 'give'
+        return f'{name} is a row of Table {other}: {add} --table {other}'
+    rows = [row.name for table in DATASETS[dataset_of(tables)] for row in load_table(table)]
+    near = difflib.get_close_matches(name, rows, n=1, cutoff=0.3)
+    hint = f'did you mean {near[0]}?' if near else f'they are {", ".join(dict.fromkeys(rows))}'
     return f'Table {listed} has no row {name!r}: {hint}'
 
 

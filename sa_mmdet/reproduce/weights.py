@@ -14,10 +14,10 @@ from ..checkpoint import TORCHVISION_MISSING, CheckpointError, read_checkpoint
 from ..checkpoint.read import refuse_code
 from .runs import ReproduceError
 
-DEPTHS = {'ResNet-50': 50, 'ResNet-101': 101, 'ResNet-152': 152}
 BLOCKS_OF_LAYER3 = {6: 50, 23: 101, 36: 152}
 BLOCK = re.compile(r'(?:module\.)?(backbone\.)?layer3\.(\d+)\.(\w+)\.')
 OWN_PARTS = ('conv1', 'conv2', 'conv3', 'bn1', 'bn2', 'bn3', 'downsample')
+SHUFFLE_ATTENTION = {'cweight', 'cbias', 'sweight', 'sbias', 'gn.weight', 'gn.bias'}
 
 
 def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, str], dict]:
@@ -28,7 +28,8 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
         rows: to be started.
 
     Returns:
-        The backbone's ``init_cfg`` by (depth, attention), such as (50, 'SA').
+        What changes in a backbone's config, its ``init_cfg`` at least, by (depth, attention), such
+        as (50, 'SA').
 
     Raises:
         ReproduceError: a file cannot be read, is no ResNet's or equals another in kind, or a row
@@ -36,12 +37,12 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
     """
     found = {}
     for path in paths:
-        key, init_cfg = identify_backbone(path)
+        key, start = identify_backbone(path)
         if key in found:
-            raise ReproduceError(f'--init imagenet: {found[key]["checkpoint"]} and {path} are both '
-                                 f'of {_described(key)}: give one of them')
-        found[key] = init_cfg
-    needed = {(DEPTHS[row.backbone], row.attention): row.name for row in rows}
+            raise ReproduceError(f'--init imagenet: {found[key]["init_cfg"]["checkpoint"]} and '
+                                 f'{path} are both of {_described(key)}: give one of them')
+        found[key] = start
+    needed = {(row.depth, row.attention): row.name for row in rows}
     lacking = [f'{_described(key)} (for {name})' for key, name in needed.items()
                if key not in found]
     if lacking:
@@ -53,7 +54,13 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
 
 
 def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
-    """The depth and the attention ('none', 'SE', 'SA', ...) of a ResNet, and its ``init_cfg``."""
+    """What a checkpoint of a ResNet is of, and what lets a backbone start from it.
+
+    Returns:
+        Its depth, and its attention: 'none', 'SE', 'SA', ... or, for an ablation of shuffle
+        attention, 'SA without' or 'with' what. Then its ``init_cfg``; of SE also the ``attention``,
+        which has biases or none.
+    """
     try:
         state = read_checkpoint(path)['state_dict']
     except CheckpointError as error:
@@ -67,9 +74,22 @@ def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
     if len(parts) > 1:
         raise ReproduceError(f'{path} has several layers beside those of a ResNet in its '
                              f'bottlenecks: {", ".join(sorted(parts))}')
-    attention = parts.pop().upper() if parts else 'none'
     prefix = dict(prefix=matches[0][1]) if matches[0][1] else {}
-    return (depth, attention), dict(type='Pretrained', checkpoint=str(path), **prefix)
+    start = dict(init_cfg=dict(type='Pretrained', checkpoint=str(path), **prefix))
+    part = parts.pop() if parts else ''
+    names = {name.partition(f'.{part}.')[2] for name in state if part and f'.{part}.' in name}
+    if part == 'se':
+        start['attention'] = dict(type='SqueezeExcitation', bias='fc1.bias' in names)
+    if part == 'sa' and names != SHUFFLE_ATTENTION:
+        return (depth, f'SA {_ablation(names)}'), start
+    return (depth, part.upper() or 'none'), start
+
+
+def _ablation(names: set[str]) -> str:
+    """What distinguishes the parameters of an ablation from those of shuffle attention."""
+    more, less = names - SHUFFLE_ATTENTION, SHUFFLE_ATTENTION - names
+    return ' '.join(f'{word} {", ".join(sorted(those))}'
+                    for word, those in (('with', more), ('without', less)) if those)
 
 
 def _described(key: tuple[int, str]) -> str:
@@ -85,7 +105,7 @@ def describe_start(config: Config) -> str:
         source = config.load_from
     if not source:
         return 'random'
-    attention = config.model.backbone.type != 'ResNet'
+    attention = config.model.backbone.type.rpartition('.')[2] != 'ResNet'
     if source.startswith('torchvision://') and attention:
         return f'{source}, converted'
     return str(source)
@@ -128,12 +148,12 @@ def initial_weights_problem(config: Config) -> str | None:
 
 
 def checkpoint_problem(path: Path, config: Config) -> str | None:
-    """What is wrong with a detector's checkpoint for a config, None if it fits."""
+    """What is wrong with a model's checkpoint for a config, None if it fits."""
     try:
         state = read_checkpoint(path)['state_dict']
     except CheckpointError as error:
         return str(error)
-    init_default_scope('mmdet')
+    init_default_scope(config.get('default_scope') or 'mmdet')
     with torch.device('meta'):
         expected = MODELS.build(copy.deepcopy(config.model)).state_dict()
     missing = [key for key in expected if key not in state]

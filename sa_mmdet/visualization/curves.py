@@ -1,4 +1,4 @@
-"""Learning curves: losses, validation AP, learning rate and gradient norm from MMEngine's log."""
+"""Learning curves: losses, validation, learning rate and gradient norm from MMEngine's log."""
 import itertools
 import json
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from .figure import COLOURS, png, style
 
 LOG = '*/vis_data/scalars.json'  # in a work dir, once for each attempt
 TOTAL = 'loss'
-AP = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}
-LABELS = {TOTAL: 'total', **AP}
+AP = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}  # logged in [0, 1]
+ACCURACY = {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}  # logged in percent
+LABELS = {TOTAL: 'total', **AP, **ACCURACY}
 PART_COLOURS = [COLOURS[name] for name in (
     'vermilion', 'blue', 'green', 'orange', 'sky blue', 'purple', 'grey')]
 FAINT = 0.25
@@ -50,10 +51,11 @@ class Log:
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Iterations and values, both (points,) with points >= 0, of a name in the log.
 
-        AP is in percent, and left out where it is COCO's -1: no objects.
+        Metrics are in percent; AP is left out where it is COCO's -1: no objects.
         """
-        if name in AP:
-            points = [(epoch * self.epoch_length, 100 * metrics[name])
+        if name in AP or name in ACCURACY:
+            percent = 100 if name in AP else 1
+            points = [(epoch * self.epoch_length, percent * metrics[name])
                       for epoch, metrics in self.validation.items() if metrics.get(name, -1) >= 0]
         else:
             points = [(iteration, scalars[name])
@@ -118,9 +120,9 @@ def _epoch_length(training: dict[int, dict[str, float]]) -> float:
 def draw_curves(logs: list[Log], title: str) -> bytes:
     """Learning curves of one training, or of several with different seeds, as a PNG.
 
-    From top to bottom: the loss with its parts, AP on the validation images where it was measured,
-    the learning rate, and the norm of the gradient where it was logged. Long noisy curves are drawn
-    as their running median, over what was logged if it is one training.
+    From top to bottom: the loss with its parts, AP or accuracy on the validation images where it
+    was measured, the learning rate, and the norm of the gradient where it was logged. Long noisy
+    curves are drawn as their running median, over what was logged if it is one training.
 
     Args:
         logs: at least one, all of the same config.
@@ -154,6 +156,7 @@ def _panels(logs: list[Log]) -> list[_Panel]:
     panels = [
         _Panel('loss', logs[0].losses, 3),
         _Panel('validation AP (%)', list(AP), 2, noisy=False, logarithmic=False),
+        _Panel('validation\naccuracy (%)', list(ACCURACY), 2, noisy=False, logarithmic=False),
         _Panel('learning rate', ['lr'], 1, noisy=False),
         _Panel('gradient norm', ['grad_norm'], 1)]
     logged = [[name for name in panel.names if any(log.curve(name)[0].size for log in logs)]
@@ -166,7 +169,7 @@ def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
     """A line for each name and log: of one log strong, of several thin and in the same colour."""
     alone = len(logs) == 1
     smooth = panel.noisy and max(len(log.training) for log in logs) >= LONG
-    colours = PART_COLOURS if panel.names[0] in AP else ['black', *PART_COLOURS]
+    colours = PART_COLOURS if panel.names[0] in AP | ACCURACY else ['black', *PART_COLOURS]
     handles = []
     for name, colour in zip(panel.names, itertools.cycle(colours)):
         width = (1.8 if name == TOTAL else 1.2) / (1 if alone else 2)

@@ -13,15 +13,15 @@ from sa_mmdet.analysis.paper import METRICS
 from sa_mmdet.analysis.summary import summarize
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
-VAL2017 = dict(label='COCO val2017 (5,000 images)', is_coco_val2017=True, images=5000)
-TINY = dict(label='80 images of val.json in tiny, NOT COCO val2017', is_coco_val2017=False,
+VAL2017 = dict(label='COCO val2017 (5,000 images)', is_papers=True, images=5000)
+TINY = dict(label='80 images of val.json in tiny, NOT COCO val2017', is_papers=False,
             images=80)
 
 
 def result(row, ap, seed=0, evaluated_on=VAL2017, **changes):
     """A finished run whose metrics are ``ap``, ``ap`` + 0.01, ..."""
     tasks = ('bbox', 'segm') if row.startswith('mask') else ('bbox', )
-    metrics = {task: {name: ap + 0.01 * i for i, name in enumerate(METRICS)} for task in tasks}
+    metrics = {task: {name: ap + 0.01 * i for i, name in enumerate(METRICS[task])} for task in tasks}
     return dict(
         row=row, seed=seed, metrics=metrics, evaluated_on=evaluated_on, cfg_options={}, gpus=8,
         device='GPU X', start='torchvision://resnet50', epochs=12, batch=16, hours=5.25,
@@ -29,7 +29,7 @@ def result(row, ap, seed=0, evaluated_on=VAL2017, **changes):
 
 
 def write(tmp_path, results, monkeypatch):
-    monkeypatch.setattr(report, '_complexity', lambda configs: {
+    monkeypatch.setattr(report, '_complexity', lambda table, configs: {
         row.row.name: dict(params_m=41.534, gflops=207.071, paper_params_m=41.53,
                            paper_gflops=207.07, differences={})
         for row in summarize(3, [])})
@@ -84,7 +84,7 @@ def test_other_images_are_never_compared(tmp_path, monkeypatch):
     measured = [row for row in rows if row['status'] == 'measured']
     assert len(measured) == 2 * 6
     assert all(row['evaluated_on'] == TINY['label'] and row['paper'] == row['difference'] == ''
-               and row['is_coco_val2017'] == 'False' for row in measured)
+               and row['is_papers_images'] == 'False' for row in measured)
     assert content['evaluated_on'] == [TINY['label']]
 
 

@@ -182,9 +182,8 @@ def test_bad_checkpoints(tmp_path, resnet, convert, write, message):
 @pytest.mark.parametrize(('config', 'out', 'message'), [
     (SA, 'a.pth', 'a.pth exists: remove it'),
     (SA, 'no/b.pth', 'no is not a folder that can be written to'),
-    (PLAIN, 'b.pth', 'the backbone of the config has no attention layer'),
     ('no.py', 'b.pth', 'config no.py does not exist'),
-], ids=['exists', 'folder', 'plain', 'config'])
+], ids=['exists', 'folder', 'config'])
 def test_bad_targets_and_configs(tmp_path, resnet, convert, config, out, message):
     torch.save(resnet.state_dict(), tmp_path / 'a.pth')
     with pytest.raises(SystemExit, match=r'^error: ') as exit_:

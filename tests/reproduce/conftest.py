@@ -5,7 +5,8 @@ from mmdet.evaluation import CocoMetric
 from pycocotools.coco import COCO
 
 from coco import CONFIGS, small_coco
-from sa_mmdet.reproduce.evaluation import evaluate_detections, sha256
+from sa_mmdet.files import sha256
+from sa_mmdet.reproduce.benchmarks.coco import evaluate_detections
 from sa_mmdet.reproduce.runs import Settings
 
 
@@ -32,14 +33,14 @@ def finished(tmp_path, coco_root):
     metric.process({}, list(_noisy_detections(COCO(str(annotations)))))
     logged = metric.evaluate(3)
     result = dict(
-        row='mask-rcnn_sa-r50', seed=0, logged=logged, metrics={}, detections={},
+        row='mask-rcnn_sa-r50', seed=0, logged=logged, metrics={}, predictions={},
         evaluated_on=dict(annotations=str(annotations), sha256=sha256(annotations),
                           classes=metric.dataset_meta['classes']))
     for task in ('bbox', 'segm'):
         path = tmp_path / f'detections.{task}.json'
         result['metrics'][task] = evaluate_detections(
             annotations, path, task, metric.dataset_meta['classes'])
-        result['detections'][task] = dict(file=path.name, sha256=sha256(path))
+        result['predictions'][task] = dict(file=path.name, sha256=sha256(path))
     return tmp_path, result
 
 

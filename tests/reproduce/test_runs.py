@@ -64,7 +64,7 @@ def test_config_of_a_run(settings):
 def test_initial_weights_by_depth_and_attention(settings):
     start = dict(type='Pretrained', checkpoint='se.pth')
     settings = dataclasses.replace(settings, init='imagenet', cfg_options={},
-                                   init_cfgs={(50, 'SE'): start})
+                                   starts={(50, 'SE'): dict(init_cfg=start)})
     assert Run(row('retinanet_se-r50'), 0, settings).config.model.backbone.init_cfg == start
 
 

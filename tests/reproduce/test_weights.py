@@ -22,7 +22,7 @@ def weights(tmp_path_factory):
     """Checkpoints of two backbones, one as a classifier of MMPretrain has it."""
     folder = tmp_path_factory.mktemp('weights')
     torch.save(SAResNet(50).state_dict(), folder / 'sa.pth')
-    state = AttentionResNet(50, 'SqueezeExcitation').state_dict()
+    state = AttentionResNet(50, dict(type='SqueezeExcitation', bias=True)).state_dict()
     state = {f'backbone.{key}': value for key, value in state.items()}
     torch.save(dict(state_dict=state | {'head.fc.weight': torch.ones(3)}), folder / 'se.pth')
     (folder / 'text.pth').write_text('no checkpoint')
@@ -40,12 +40,15 @@ def test_backbones_are_found_by_their_content(weights):
     rows = select_rows([3], ['retinanet_s?-r50'])
     found = imagenet_backbones([weights / 'se.pth', weights / 'sa.pth'], rows)
     assert found == {
-        (50, 'SA'): dict(type='Pretrained', checkpoint=str(weights / 'sa.pth')),
-        (50, 'SE'): dict(type='Pretrained', checkpoint=str(weights / 'se.pth'), prefix='backbone.'),
+        (50, 'SA'): dict(init_cfg=dict(type='Pretrained', checkpoint=str(weights / 'sa.pth'))),
+        (50, 'SE'): dict(
+            init_cfg=dict(type='Pretrained', checkpoint=str(weights / 'se.pth'),
+                          prefix='backbone.'),
+            attention=dict(type='SqueezeExcitation', bias=True)),
     }
     for name in ('sa', 'se'):
         config = Config.fromfile(CONFIGS / f'retinanet/retinanet_{name}-r50_fpn_1x_coco.py')
-        config.model.backbone.init_cfg = found[50, name.upper()]
+        config.model.backbone.update(found[50, name.upper()])
         assert initial_weights_problem(config) is None
         backbone = MODELS.build(config.model.backbone)
         backbone.init_weights()

@@ -43,7 +43,9 @@ class ShuffleAttention(AttentionLayer):
         groups: number of groups; 64 in the paper.
         eps: added to the variance in the group norm.
         gn: False leaves the spatial branch without group norm (Table 1, "w/o gn").
-        shuffle: False leaves out the channel shuffle (Table 1, "w/o shuffle").
+        shuffle: False leaves out the channel shuffle (Table 1, "w/o shuffle"). The state dict then
+            has a buffer ``unshuffled``, so that its weights are not taken for those of a layer that
+            shuffles.
         fc: the function F_c before each sigmoid: 'affine', a scale and shift per channel; 'none',
             the identity (Table 1, "w/o Fc"); 'conv', a 1x1 convolution p -> p with bias
             (Table 1, "1x1 Conv"), in ``channel_conv`` and ``spatial_conv``.
@@ -89,6 +91,8 @@ class ShuffleAttention(AttentionLayer):
             self.channel_conv = nn.Conv2d(p, p, 1)
             self.spatial_conv = nn.Conv2d(p, p, 1)
         self.gn = nn.GroupNorm(p, p, eps) if gn else None
+        if not shuffle:
+            self.register_buffer('unshuffled', torch.tensor(True))
 
     @property
     def is_ablated(self) -> bool:

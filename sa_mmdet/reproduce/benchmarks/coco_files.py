@@ -1,37 +1,11 @@
-"""What a run is trained and evaluated on: its checks, and its description in every report."""
-import json
+"""Whether a data set in COCO's layout has all that training and evaluation need."""
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from ..datasets.coco import dataset_classes, read_annotations
-from .evaluation import sha256
-
-# COCO val2017: https://cocodataset.org, annotations of 2017
-VAL2017 = dict(images=5000, objects=36781, categories=80)
-
-
-def describe_evaluation(config: Config) -> dict:
-    """What a config is tested on.
-
-    Returns:
-        'annotations', the file, with its 'sha256'; 'images' and 'objects' in it; 'classes', the
-        names of those evaluated; 'is_coco_val2017'; 'label', for people.
-    """
-    path = Path(config.test_evaluator.ann_file)
-    content = json.loads(path.read_text())
-    found = dict(images=len(content['images']), objects=len(content['annotations']),
-                 categories=len(content['categories']))
-    classes = dataset_classes(config.test_dataloader.dataset)
-    is_val2017 = found == VAL2017 and len(classes) == VAL2017['categories']
-    label = 'COCO val2017 (5,000 images)' if is_val2017 else (
-        f'{found["images"]:,} images of {path.name} in {path.parent.parent.name}, '
-        'NOT COCO val2017')
-    return dict(
-        label=label, is_coco_val2017=is_val2017, images=found['images'], objects=found['objects'],
-        annotations=str(path), sha256=sha256(path), classes=classes)
+from ...datasets.coco import dataset_classes, read_annotations
 
 
 def dataset_problems(config: Config) -> Iterator[str]:

@@ -1,0 +1,2 @@
+_base_ = './resnet101_8xb32_in1k.py'
+model = dict(backbone=dict(type='mmdet.AttentionResNet', attention=dict(type='CBAM')))

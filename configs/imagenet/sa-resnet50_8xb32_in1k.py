@@ -1,0 +1,2 @@
+_base_ = './resnet50_8xb32_in1k.py'
+model = dict(backbone=dict(type='mmdet.SAResNet'))
