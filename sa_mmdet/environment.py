@@ -1,12 +1,15 @@
 """The check, at import, that what sa_mmdet stands on is there."""
 import importlib
 import platform
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 
 from packaging.version import Version
 
 MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
+
+MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its names by the stack
 
 HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under '
                   '"Installation": `make install` in the repository, or by hand torch, then '
@@ -32,9 +35,8 @@ def mmpretrain_problem() -> str | None:
         A sentence with the remedy; None where it can.
     """
     if find_spec('mmpretrain') is None:
-        package = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}[stack()]
-        return (f'classifiers of ImageNet need MMPretrain, which is not installed: pip install '
-                f'{package}, and the torchvision of your torch (docs/imagenet.md)')
+        return ('classifiers of ImageNet need MMPretrain, which is not installed: pip install '
+                f'{MMPRETRAIN[stack()]}, and the torchvision of your torch (docs/imagenet.md)')
     try:
         importlib.import_module('mmpretrain.apis')
     except Exception as error:  # another torch's torchvision raises RuntimeError
@@ -63,6 +65,8 @@ def versions() -> dict[str, str]:
     """What runs here: the stack ('openmmlab' or 'onedl'), and the version of every part of it."""
     from .version import __version__
     parts = {name: importlib.import_module(name).__version__ for name in MINIMUM_VERSIONS}
+    with suppress(metadata.PackageNotFoundError):
+        parts['mmpretrain'] = metadata.version(MMPRETRAIN[stack()])
     return dict(stack=stack(), sa_mmdet=__version__, python=platform.python_version(), **parts)
 
 
@@ -84,9 +88,9 @@ def _check_operators() -> None:
         importlib.import_module('mmdet.models')
     except (ImportError, RuntimeError) as error:
         if 'torchvision' in str(error):  # which MMDetection imports where MMPretrain is installed
-            raise ImportError(f'{_torchvision_problem(error)}. MMDetection imports MMPretrain where '
-                              'that is installed: without it there is no need of torchvision'
-                              ) from error
+            raise ImportError(
+                f'{_torchvision_problem(error)}. MMDetection imports MMPretrain where that is '
+                'installed: without it there is no need of torchvision') from error
         if '_ext' not in str(error):
             raise
         raise ImportError(

@@ -197,6 +197,8 @@ def test_dry_run(tmp_path, coco_root, monkeypatch, capsys):
     (['--seeds', '0'], '--seeds must be at least 1, got 0'),
     (['--gpus', '-1'], '--gpus must be at least 0'),
     (['--table', '5'], 'invalid choice: 5'),
+    (['--table', '2', '3'], 'Tables 1 and 2 are of ImageNet, 3 and 4 of COCO'),
+    (['--table', '2', '--init', 'imagenet=x.pth'], '--init is for the detectors of Tables 3'),
     (['--check', '--work-dir', 'nowhere'], '--work-dir nowhere does not exist'),
     (['--check', '--work-dir', '.'], 'has no finished run'),
     (['--gpus', '8', '--data-root', 'nowhere'], 'too few GPUs'),

@@ -71,7 +71,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
                for group in groups]
     axes.set_xticks([sum(c) / len(c) for c in centres], groups)
     axes.set_xlim(-0.7, position - 0.3)
-    if axes.dataLim.height < 1:
+    if not axes.dataLim.height > 1e-3:  # nothing is drawn, or bars of no height
         axes.set_ylim(0, 1)
     axes.axhline(0, color='black', linewidth=0.8)
     axes.set_ylabel(label)

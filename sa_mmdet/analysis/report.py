@@ -151,7 +151,8 @@ def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict)
     names = _row_names(table)
     cells_of_complexity = [cell for cell in CELLS if getattr(summaries[0].row, cell) is not None]
     complexity = [{'params_m': 'Params (M)', 'gflops': 'GFLOPs'}[c] for c in cells_of_complexity]
-    gain = f'Gain in {METRICS[task][0]}' + (' over origin' if table == 1 else '')
+    metrics = [metric.replace('top', 'Top-') for metric in METRICS[task]]
+    gain = f'Gain in {metrics[0]}' + (' over origin' if table == 1 else '')
     rows = []
     for summary in summaries:
         row = summary.row
@@ -159,7 +160,7 @@ def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict)
         cells += [_complexity_cell(table, counts[row.name], cell) for cell in cells_of_complexity]
         cells += [_cell(summary, metric, comparable) for metric in METRICS[task]]
         rows.append([*cells, _gain(summary, comparable)])
-    return _markdown_table([*names, *complexity, *METRICS[task], gain], rows)
+    return _markdown_table([*names, *complexity, *metrics, gain], rows)
 
 
 def _row_names(table: int) -> dict[str, str]:

@@ -1,6 +1,7 @@
 import json
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,26 @@ def test_tool_on_a_config(run_tool, tmp_path):
     assert all(f'{row["gflops"]:.3f} GFLOPs' in printed for row in rows)
 
 
+def test_tool_on_a_classifier(run_tool, tmp_path):
+    """Its counts are those of the row in Table 1, without importing MMPretrain."""
+    if not find_spec('mmpretrain'):
+        pytest.skip('MMPretrain is not installed, on whose configs this one stands')
+    out = tmp_path / 'rows.json'
+    code, _, _ = run_tool(CONFIGS / 'imagenet/sa-resnet50_conv_8xb32_in1k.py', '--json', out)
+    assert code == 0
+    paper, mmengine = json.loads(out.read_text())
+    row = next(row for row in compute_table(1, CONFIGS) if row['variant'] == '1 × 1 Conv')
+    assert (paper['params_m'], paper['gflops']) == (row['params_m'], row['gflops'])
+    assert mmengine['gflops'] == row['mmengine_gflops']
+    assert paper['shape'] == [224, 224]
+
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n")
+    code, _, error = run_tool(config)
+    assert code
+    assert 'those are counted that have a backbone of MMDetection' in error
+
+
 @pytest.mark.parametrize(('args', 'message'), [
     (['missing.py'], 'error: config missing.py does not exist'),
     (['--table', '4'], 'invalid choice: 4'),
@@ -186,9 +207,11 @@ def test_tool_refuses(run_tool, args, message):
 
 def test_tool_on_a_table(run_tool, tmp_path, monkeypatch):
     out = tmp_path / 'rows.json'
-    code, printed, _ = run_tool('--table', 1, '--json', out)
+    code, printed, _ = run_tool('--table', 1, 2, '--json', out)
     assert code == 0
     assert 'gflops: 5 of 5 as printed' in printed
+    assert 'gflops: 12 of 12 as printed' in printed
+    assert len(json.loads(out.read_text())) == 5 + 12
     assert {'detector', 'backbone', 'attention', 'params_m', 'gflops', 'paper_params_m',
             'paper_gflops', 'match', 'mmengine_gflops'} <= json.loads(out.read_text())[0].keys()
     monkeypatch.setattr(tables, 'ABLATIONS', tables.ABLATIONS | {'1 × 1 Conv': {}})

@@ -20,22 +20,24 @@ TINY = dict(label='80 images of val.json in tiny, NOT COCO val2017', is_papers=F
 
 def result(row, ap, seed=0, evaluated_on=VAL2017, **changes):
     """A finished run whose metrics are ``ap``, ``ap`` + 0.01, ..."""
-    tasks = ('bbox', 'segm') if row.startswith('mask') else ('bbox', )
-    metrics = {task: {name: ap + 0.01 * i for i, name in enumerate(METRICS[task])} for task in tasks}
+    tasks = ('bbox', 'segm') if row.startswith('mask') else (
+        'accuracy' if 'resnet' in row else 'bbox', )
+    metrics = {task: {name: ap + 0.01 * i for i, name in enumerate(METRICS[task])}
+               for task in tasks}
     return dict(
         row=row, seed=seed, metrics=metrics, evaluated_on=evaluated_on, cfg_options={}, gpus=8,
         device='GPU X', start='torchvision://resnet50', epochs=12, batch=16, hours=5.25,
         versions=dict(stack='onedl', torch='2.13.0'), commit='abc') | changes
 
 
-def write(tmp_path, results, monkeypatch):
+def write(tmp_path, results, monkeypatch, dataset='COCO'):
     monkeypatch.setattr(report, '_complexity', lambda table, configs: {
         row.row.name: dict(params_m=41.534, gflops=207.071, paper_params_m=41.53,
                            paper_gflops=207.07, differences={})
-        for row in summarize(3, [])})
+        for row in summarize(min(table, 3), [])})
     runs = {tmp_path / 'work' / result['row'] / f'seed{result["seed"]}': result
             for result in results}
-    path = report.write_report(tmp_path, runs, CONFIGS)
+    path = report.write_report(tmp_path, runs, CONFIGS, dataset)
     with (tmp_path / 'report.csv').open() as file:
         rows = list(csv.DictReader(file))
     return path.read_text(), rows, json.loads((tmp_path / 'report.json').read_text())
@@ -86,6 +88,42 @@ def test_other_images_are_never_compared(tmp_path, monkeypatch):
     assert all(row['evaluated_on'] == TINY['label'] and row['paper'] == row['difference'] == ''
                and row['is_papers_images'] == 'False' for row in measured)
     assert content['evaluated_on'] == [TINY['label']]
+
+
+def test_classifiers(tmp_path, monkeypatch):
+    """To three decimals; ablations beside the whole module, attention beside none."""
+    val = dict(label='ImageNet val (50,000 images)', is_papers=True, images=50_000)
+    runs = [result(row, accuracy, evaluated_on=val) for row, accuracy in (
+        ('resnet50', 0.76384), ('sa-resnet50', 0.777), ('sa-resnet50_no-gn', 0.775))]
+    markdown, rows, _ = write(tmp_path, runs, monkeypatch, 'ImageNet')
+    assert markdown.startswith('# SA-Net on ImageNet')
+    assert line(markdown, 'w/o_gn').endswith(
+        '| 77.500 (77.372, +0.128) | 78.500 (93.804, -15.304) | -0.200 (↓0.352) |')
+    assert line(markdown, 'origin').endswith('|  |')
+    assert '| 77.700 (77.724, -0.024) |' in line(markdown, 'origin', '207.071 (207.070)')
+    sa = line(markdown, 'ResNet-50', 'SA', '41.534 (41.530)')
+    assert sa.endswith('| +1.316 (↑1.340) |')
+    assert line(markdown, 'ResNet-50', 'CBAM').endswith('| not run (↑1.242) |')
+    assert len(rows) == (5 + 12) * 2
+    cell = next(row for row in rows if row['variant'] == 'w/o_gn' and row['metric'] == 'top1')
+    assert float(cell['gain']) == pytest.approx(-0.2)
+    for table in (1, 2):
+        assert cv2.imread(str(tmp_path / f'table{table}.png')) is not None
+
+
+def test_a_small_loss_is_in_the_picture(tmp_path, monkeypatch):
+    """A gain below zero, of less than one point, is drawn as far as it goes."""
+    orange = (0, 94, 213)
+
+    def height(loss):
+        runs = [result('sa-resnet50', 0.7, evaluated_on=TINY),
+                result('sa-resnet50_no-gn', 0.7 - loss, evaluated_on=TINY)]
+        write(tmp_path / str(loss), runs, monkeypatch, 'ImageNet')
+        picture = cv2.imread(str(tmp_path / str(loss) / 'table1.png'))
+        lower = picture[picture.shape[0] // 2 + 20:]
+        return int(np.all(lower == orange, axis=2).any(1).sum())
+
+    assert height(0.003) > 200
 
 
 def test_nothing_was_run(tmp_path, monkeypatch):

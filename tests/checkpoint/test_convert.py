@@ -195,6 +195,34 @@ def test_another_depth():
         SAResNet(101).load_state_dict(ResNet(50).state_dict(), strict=False)
 
 
+SE = 'SqueezeExcitation'
+
+
+@pytest.mark.parametrize(('theirs', 'ours', 'message'), [
+    ('SAResNet', SE, r'has layer1\.0\.sa\.\w+, .* is it of another attention\?'),
+    (SE, 'SAResNet', r'has layer1\.0\.se\.fc1\.weight, .* is it of another attention\?'),
+    (dict(type=SE, bias=True), SE,
+     r'has layer1\.0\.se\.fc1\.bias, .* model\.backbone\.attention\.bias=True'),
+    (SE, dict(type=SE, bias=True), 'has 32 of the 64 parameters'),
+    (dict(shuffle=False), 'SAResNet', r'has layer1\.0\.sa\.unshuffled, of which the network'),
+    ('SAResNet', dict(shuffle=False), 'has 96 of the 112 parameters'),
+    (dict(gn=False), 'SAResNet', 'has 64 of the 96 parameters'),
+    ('SAResNet', dict(gn=False), r'has layer1\.0\.sa\.gn\.'),
+    (dict(fc='none'), 'SAResNet', 'has 32 of the 96 parameters'),
+    (dict(fc='conv'), 'SAResNet', 'has 32 of the 96 parameters'),
+], ids=str)
+def test_another_attention(theirs, ours, message):
+    """Of another kind, or with another part: nothing is left out or left as it is in silence."""
+    def build(attention):
+        if attention == 'SAResNet':
+            return SAResNet(50)
+        is_ablation = isinstance(attention, dict) and 'type' not in attention
+        return (SAResNet if is_ablation else AttentionResNet)(50, attention=attention)
+
+    with pytest.raises(ConversionError, match=message):
+        build(ours).load_state_dict(build(theirs).state_dict(), strict=False)
+
+
 @pytest.mark.parametrize(('build', 'message'), [
     (lambda: SAResNet(50, norm_cfg=dict(type='GN', num_groups=32)), 'is GroupNorm: only batch'),
     (lambda: SAResNet(50, attention=dict(fc='none')), "with fc='none' the gates"),

@@ -85,6 +85,21 @@ def test_authors_classifier_keeps_its_attention(tmp_path, converted):
         assert torch.equal(checkpoint['state_dict'][key], value)
 
 
+def test_classifier_for_a_detector_without_attention(tmp_path, resnet, converted):
+    """It is renamed; one with attention is refused."""
+    state = {f'backbone.{key}': value for key, value in resnet.state_dict().items()}
+    torch.save(dict(state_dict=state | {'head.fc.weight': torch.zeros(3)}), tmp_path / 'a.pth')
+    output, checkpoint = converted(PLAIN, tmp_path / 'a.pth', tmp_path / 'b.pth')
+    assert 'the network of the config has no attention: the weights stay as they are' in output
+    assert checkpoint['state_dict'].keys() == resnet.state_dict().keys()
+    for key, value in resnet.state_dict().items():
+        assert torch.equal(checkpoint['state_dict'][key], value)
+
+    torch.save(SAResNet(50).state_dict(), tmp_path / 'sa.pth')
+    with pytest.raises(SystemExit, match=r'has, beyond the network of the config, layer1\.0\.sa\.'):
+        converted(PLAIN, tmp_path / 'sa.pth', tmp_path / 'c.pth')
+
+
 def test_whole_detector_drops_the_optimizer(tmp_path, converted):
     init_default_scope('mmdet')
     cfg = Config.fromfile(PLAIN).model

@@ -26,6 +26,26 @@ def test_rows_by_pattern():
         'faster-rcnn_sa-r50', 'mask-rcnn_sa-r50', 'retinanet_sa-r50']
 
 
+def test_sa_resnet50_serves_both_tables_of_imagenet():
+    assert len(select_rows([1], [])) == 5
+    assert len(select_rows([2], [])) == 12
+    names = [row.name for row in select_rows([1, 2], [])]
+    assert len(names) == len(set(names)) == 16
+
+
+@pytest.mark.parametrize(('tables', 'name', 'message'), [
+    ([1, 3], '*', '--table 1 3: Tables 1 and 2 are of ImageNet, 3 and 4 of COCO'),
+    ([1, 2], 'sa-r50', 'did you mean sa-resnet50?'),
+    ([1], 'se-resnet101', 'is a row of Table 2: add --table 2'),
+    ([1, 2], 'retinanet_sa-r50', 'is a row of Table 3: give --table 3'),
+    ([2], '???!', 'they are sa-resnet50, sa-resnet50_no-gn'),
+], ids=str)
+def test_rows_of_imagenet_and_coco_are_not_mixed(tables, name, message):
+    with pytest.raises(ReproduceError) as error:
+        select_rows(tables, [name])
+    assert message in str(error.value)
+
+
 @pytest.mark.parametrize(('name', 'message'), [
     ('mask-rcnn-sa-r50', 'did you mean mask-rcnn_sa-r50?'),
     ('retinanet_sa_r110', 'did you mean retinanet_sa-r10'),

@@ -10,6 +10,7 @@ from sa_mmdet.reproduce.runs import ReproduceError, select_rows
 from sa_mmdet.reproduce.weights import (
     checkpoint_problem,
     describe_start,
+    identify_backbone,
     imagenet_backbones,
     initial_weights_problem,
 )
@@ -56,6 +57,27 @@ def test_backbones_are_found_by_their_content(weights):
         saved = saved.get('state_dict', saved)
         prefix = 'backbone.' if name == 'se' else ''
         assert torch.equal(backbone.layer4[2].conv3.weight, saved[f'{prefix}layer4.2.conv3.weight'])
+
+
+def test_ablations_are_not_taken_for_shuffle_attention(tmp_path):
+    """All checkpoints of Tables 1 and 2 may be given: those that no row needs are passed over."""
+    rows = select_rows([3], ['retinanet_sa-r50'])
+    paths = {}
+    for name, options in dict(
+            origin={}, gn=dict(gn=False), shuffle=dict(shuffle=False), none=dict(fc='none'),
+            conv=dict(fc='conv')).items():
+        paths[name] = tmp_path / f'{name}.pth'
+        torch.save(SAResNet(50, attention=options).state_dict(), paths[name])
+    found = imagenet_backbones(list(paths.values()), rows)
+    assert found == {(50, 'SA'): dict(init_cfg=dict(
+        type='Pretrained', checkpoint=str(paths['origin'])))}
+    kinds = {name: identify_backbone(path)[0][1] for name, path in paths.items()}
+    assert kinds['shuffle'] == 'SA with unshuffled'
+    assert kinds['gn'] == 'SA without gn.bias, gn.weight'
+    assert len(set(kinds.values())) == 5
+    with pytest.raises(ReproduceError, match=r'has no checkpoint of ResNet-50 with SA .* given are '
+                                             r'ResNet-50 with SA with unshuffled'):
+        imagenet_backbones([paths['shuffle']], rows)
 
 
 @pytest.mark.parametrize(('files', 'message'), [

@@ -1,0 +1,108 @@
+"""Figures of classifiers are computed again from what was predicted for every image."""
+import json
+
+import pytest
+from mmengine.config import Config
+
+from image_folder import CLASSES, generate_images
+from sa_mmdet.analysis.paper import load_table
+from sa_mmdet.files import sha256
+from sa_mmdet.reproduce.benchmarks import BENCHMARKS, benchmark_of
+from sa_mmdet.reproduce.evaluation import check_result
+
+IMAGENET = BENCHMARKS['ImageNet']
+IMAGES = 4 * CLASSES
+
+
+@pytest.fixture
+def config(tmp_path):
+    root = generate_images(tmp_path / 'imagenet', train=0, val=4)
+    return Config(dict(test_dataloader=dict(dataset=dict(
+        type='ImageNet', data_root=str(root), split='val',
+        metainfo=dict(classes=list(map(str, range(CLASSES))))))))
+
+
+@pytest.fixture
+def finished(tmp_path, config):
+    """A run's folder and result: 12 of 24 images have their class first, 4 have it fifth."""
+    entries = []
+    for number in range(IMAGES):
+        label = number // 4
+        others = [c for c in range(CLASSES) if c != label]
+        place = {0: 0, 1: 0}.get(number % 4, 4 if number < 8 else None)
+        classes = others[:5] if place is None else [*others[:place], label, *others[place:4]]
+        entries.append(dict(image=f'n{label:08d}/val_{number % 4}.JPEG', label=label,
+                            classes=classes))
+    path = IMAGENET.prediction_file(tmp_path, 'accuracy')
+    path.write_text(json.dumps(entries))
+    evaluated_on = IMAGENET.describe(config)
+    result = dict(
+        row='sa-resnet50', seed=0, evaluated_on=evaluated_on,
+        metrics=dict(accuracy=IMAGENET.evaluate(evaluated_on, path, 'accuracy')),
+        logged={'accuracy/top1': 50.0, 'accuracy/top5': 66.66667175292969},
+        predictions=dict(accuracy=dict(file=path.name, sha256=sha256(path))))
+    return tmp_path, result
+
+
+def change(folder, edit):
+    path = folder / 'predictions.json'
+    entries = json.loads(path.read_text())
+    edit(entries)
+    path.write_text(json.dumps(entries))
+
+
+def test_accuracy(finished):
+    folder, result = finished
+    assert result['metrics']['accuracy'] == dict(top1=0.5, top5=16 / 24)
+    assert check_result(result, folder) == []
+    assert benchmark_of(result) is benchmark_of(load_table(2)[0]) is IMAGENET
+    assert benchmark_of(load_table(4)[0]) is BENCHMARKS['COCO']
+
+
+@pytest.mark.parametrize(('edit', 'message'), [
+    (lambda entries: entries[0]['classes'].reverse(), 'accuracy top1 is 0.458333, reported 0.5'),
+    (lambda entries: entries.pop(), '1 of them missing, unknown or of another class'),
+    (lambda entries: entries.append(entries[0]), 'such as one that is there twice'),
+    (lambda entries: entries[0].update(label=1), 'of another class, such as n00000000/val_0.JPEG'),
+    (lambda entries: entries.clear(), '24 of them missing'),
+], ids=['classes', 'removed', 'twice', 'label', 'empty'])
+def test_one_changed_prediction_is_found(finished, edit, message):
+    folder, result = finished
+    change(folder, edit)
+    problems = check_result(result, folder)
+    assert 'was changed after it was evaluated' in problems[0]
+    assert any(message in problem for problem in problems)
+
+
+@pytest.mark.parametrize(('name', 'value', 'found'), [
+    ('accuracy/top1', 50.002, True), ('accuracy/top5', 66.6667, False)])
+def test_another_logged_accuracy_is_found(finished, name, value, found):
+    """To half of one image in 50,000."""
+    folder, result = finished
+    result['logged'][name] = value
+    assert bool(check_result(result, folder)) == found
+
+
+def test_changed_images_are_found(finished):
+    folder, result = finished
+    (folder / 'imagenet/val/n00000000/val_0.JPEG').rename(
+        folder / 'imagenet/val/n00000001/val_9.JPEG')
+    problem, = check_result(result, folder)
+    assert 'has other images, or other classes, than were evaluated on' in problem
+    (folder / 'imagenet').rename(folder / 'moved')
+    problem, = check_result(result, folder)
+    assert 'imagenet/val does not exist any more' in problem
+
+
+def test_what_the_paper_evaluates_on(config, monkeypatch):
+    described = IMAGENET.describe(config)
+    assert described['label'] == '24 images of 6 classes in imagenet, NOT ImageNet val'
+    assert not described['is_papers']
+    module = 'sa_mmdet.reproduce.benchmarks.imagenet'
+    monkeypatch.setattr(f'{module}.class_count', lambda dataset: 1000)
+    assert not IMAGENET.describe(config)['is_papers']
+    monkeypatch.setattr(f'{module}.labelled_images',
+                        lambda dataset: [(f'{i}.JPEG', i % 1000) for i in range(50_000)])
+    described = IMAGENET.describe(config)
+    assert described['is_papers']
+    assert described['label'] == 'ImageNet val (50,000 images)'
