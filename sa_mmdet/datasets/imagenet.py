@@ -11,9 +11,20 @@ TYPES = ('ImageNet', 'mmpretrain.ImageNet')
 CLASSES = 1000
 
 
-def is_imagenet(dataset: ConfigDict) -> bool:
-    """Whether a data set's config is of MMPretrain's ``ImageNet``, with classes of any number."""
-    return dataset.get('type') in TYPES
+def imagenet_datasets(node) -> Iterator[ConfigDict]:
+    """The data sets of MMPretrain's ``ImageNet`` below a data loader's config, inside any wrappers.
+
+    They may be of other images and classes than ImageNet's; those on other machines are left out.
+    """
+    if isinstance(node, list):
+        for item in node:
+            yield from imagenet_datasets(item)
+    elif isinstance(node, dict):
+        is_local = not node.get('backend_args') and '://' not in (node.get('data_root') or '')
+        if node.get('type') in TYPES and is_local:
+            yield node
+        for key in ('dataset', 'datasets'):
+            yield from imagenet_datasets(node.get(key))
 
 
 def image_folder(dataset: ConfigDict) -> Path:
@@ -72,8 +83,8 @@ def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         config: of a classifier; nothing is said about data sets of other types.
         splits: the data sets that are read, of 'train', 'val' and 'test'.
     """
-    datasets = [config[f'{split}_dataloader'].dataset for split in splits]
-    datasets = [dataset for dataset in datasets if is_imagenet(dataset)]
+    datasets = [dataset for split in splits
+                for dataset in imagenet_datasets(config.get(f'{split}_dataloader'))]
     problems = list(dict.fromkeys(
         problem for dataset in datasets for problem in _problems(dataset)))
     if not problems:

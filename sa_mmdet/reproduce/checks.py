@@ -91,7 +91,8 @@ def _software_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
     if settings.gpus > found:
         yield (f'too few GPUs: --gpus {settings.gpus}, but PyTorch sees {found}. Give --gpus '
                f'{found}' + (', one process on the CPU' if not found else ''))
-    if settings.gpus and get_compiling_cuda_version() == 'not available':
+    detects = any(run.row.detector for run in runs)
+    if settings.gpus and detects and get_compiling_cuda_version() == 'not available':
         yield "mmcv's operators were built without CUDA: install again on a machine with nvcc"
 
 

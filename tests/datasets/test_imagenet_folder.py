@@ -111,11 +111,22 @@ def test_wrong_labels(root, labels, message):
     only(problems(root), message)
 
 
-def test_other_data_sets_are_left_alone():
+@pytest.mark.parametrize('change', [
+    dict(type='CIFAR10'), dict(backend_args=dict(backend='petrel')),
+    dict(data_root='s3://imagenet')], ids=str)
+def test_other_data_sets_are_left_alone(change):
     cfg = config('nowhere')
     for split in SPLITS:
-        cfg[f'{split}_dataloader'].dataset.type = 'CIFAR10'
+        cfg[f'{split}_dataloader'].dataset.update(change)
     assert list(imagenet_problems(cfg, SPLITS)) == []
+
+
+def test_wrapped_and_missing_data_sets(tmp_path):
+    cfg = config(tmp_path / 'nowhere')
+    cfg.val_dataloader = None
+    cfg.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=cfg.train_dataloader.dataset)
+    only(imagenet_problems(cfg, SPLITS), 'nowhere/train does not exist')
 
 
 def test_images_and_their_labels(root):

@@ -94,6 +94,20 @@ def test_changed_images_are_found(finished):
     assert 'imagenet/val does not exist any more' in problem
 
 
+@pytest.mark.parametrize(('key', 'value', 'message'), [
+    ('test_dataloader.dataset.type', 'CIFAR10', "one of MMPretrain's ImageNet on this machine"),
+    ('test_dataloader.dataset.indices', 10, 'indices=10 would count the other images as missed'),
+    ('test_evaluator.topk', 1, 'has to be MMPretrain\'s Accuracy with topk=(1, 5), found'),
+    ('test_evaluator.type', 'SingleLabelMetric', "found {'type': 'SingleLabelMetric'"),
+], ids=str)
+def test_what_could_not_be_evaluated_at_the_end(config, tmp_path, key, value, message):
+    config.test_evaluator = dict(type='Accuracy', topk=(1, 5))
+    config.merge_from_dict({key: value})
+    IMAGENET.save_predictions(config, tmp_path)
+    problem, = IMAGENET.data_problems(config)
+    assert message in problem
+
+
 def test_what_the_paper_evaluates_on(config, monkeypatch):
     described = IMAGENET.describe(config)
     assert described['label'] == '24 images of 6 classes in imagenet, NOT ImageNet val'

@@ -13,8 +13,8 @@ class SqueezeExcitation(AttentionLayer):
     Args:
         in_channels: channels C of the input.
         reduction: C / reduction hidden channels; 16 in the paper.
-        bias: biases in the two linear layers: none in the detectors of SA-Net's Table 3, present
-            in the classifiers of its Table 2.
+        bias: biases in the two linear layers: by the parameters that SA-Net's paper counts, none
+            in Faster and Mask R-CNN (Table 3), present in RetinaNet and in classifiers (Table 2).
 
     Shape:
         (N, C, H, W) -> (N, C, H, W).

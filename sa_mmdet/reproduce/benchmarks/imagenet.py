@@ -7,7 +7,13 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ...analysis.paper import METRICS, Row
-from ...datasets.imagenet import class_count, image_folder, imagenet_problems, labelled_images
+from ...datasets.imagenet import (
+    class_count,
+    image_folder,
+    imagenet_datasets,
+    imagenet_problems,
+    labelled_images,
+)
 from ...environment import mmpretrain_problem
 from .base import Benchmark
 
@@ -37,9 +43,7 @@ class ImageNet(Benchmark):
     def save_predictions(self, config: Config, folder: Path) -> None:
         dump = dict(type='DumpTopPredictions', out_file=str(self.prediction_file(folder, '')),
                     root=str(image_folder(config.test_dataloader.dataset)))
-        evaluators = config.test_evaluator
-        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        config.test_evaluator = [*evaluators, dump]
+        config.test_evaluator = [*_as_list(config.test_evaluator), dump]
 
     def prediction_file(self, folder: Path, task: str) -> Path:
         return folder / PREDICTIONS
@@ -49,7 +53,8 @@ class ImageNet(Benchmark):
             yield problem
 
     def data_problems(self, config: Config) -> Iterator[str]:
-        yield from imagenet_problems(config, SPLITS)
+        problems = list(_test_problems(config))
+        yield from problems or imagenet_problems(config, SPLITS)
 
     def describe(self, config: Config) -> dict:
         dataset = config.test_dataloader.dataset
@@ -80,6 +85,25 @@ class ImageNet(Benchmark):
 
     def is_as_logged(self, value: float, logged: float) -> bool:
         return abs(100 * value - logged) <= PERCENT_TOLERANCE
+
+
+def _test_problems(config: Config) -> Iterator[str]:
+    """Why the predictions of a test could not be evaluated, which only its end would tell."""
+    dataset = config.test_dataloader.dataset
+    if list(imagenet_datasets(dataset)) != [dataset]:
+        yield ("test_dataloader.dataset has to be one of MMPretrain's ImageNet on this machine, "
+               f'found {dataset.get("type")}')
+    if dataset.get('indices') is not None:
+        yield (f'test_dataloader.dataset.indices={dataset.indices} would count the other images as '
+               'missed: give a folder, or a meta/val.txt, of these images alone')
+    accuracy = config.test_evaluator[0]
+    if accuracy.get('type') != 'Accuracy' or not {1, 5} <= set(_as_list(accuracy.get('topk'))):
+        yield ("test_evaluator has to be MMPretrain's Accuracy with topk=(1, 5), found "
+               f'{accuracy}')
+
+
+def _as_list(value) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def evaluate_predictions(labels: dict[str, int], predictions: Path) -> dict[str, float]:
