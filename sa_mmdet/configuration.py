@@ -56,8 +56,9 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is a program: whatever that raises
-        if isinstance(error, ModuleNotFoundError) and 'mmpretrain' in str(error):
-            raise ConfigError(f'config {path}: {mmpretrain_problem()}') from error
+        missing = mmpretrain_problem() if 'mmpretrain' in str(error) else None
+        if missing:
+            raise ConfigError(f'config {path}: {missing}') from error
         raise ConfigError(f'config {path} cannot be read: {reason(error)}. Mend it, or what it is '
                           'based on') from error
     for warning in _near_misses(config, overrides or {}):
@@ -101,7 +102,7 @@ def check_model(config: Config, scope: str = 'mmdet') -> None:
     if not isinstance(model, dict) or 'type' not in model:
         found = f'model={model!r}' if 'model' in config else ', '.join(config) or 'nothing'
         raise ConfigError(f'config {config.filename} has no model with a type, found {found}: give '
-                          'the config of a detector')
+                          'the config of a detector' + (' or classifier' * is_classifier(config)))
     if is_classifier(config) and (problem := mmpretrain_problem()):
         raise ConfigError(f'config {config.filename}: {problem}')
     init_default_scope(config.get('default_scope') or scope)

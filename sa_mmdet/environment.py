@@ -10,6 +10,7 @@ from packaging.version import Version
 MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmdet': '3.3.0'}
 
 MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its names by the stack
+MMPRETRAIN_PARTS = ('datasets', 'models', 'evaluation', 'engine')  # what registers its classes
 
 HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under '
                   '"Installation": `make install` in the repository, or by hand torch, then '
@@ -36,13 +37,16 @@ def mmpretrain_problem() -> str | None:
     """
     if find_spec('mmpretrain') is None:
         return ('classifiers of ImageNet need MMPretrain, which is not installed: pip install '
-                f'{MMPRETRAIN[stack()]}, and the torchvision of your torch (docs/imagenet.md)')
+                f'--no-deps {MMPRETRAIN[stack()]}, what it requires, and the torchvision of your '
+                'torch (docs/imagenet.md)')
     try:
-        importlib.import_module('mmpretrain.apis')
+        for part in MMPRETRAIN_PARTS:
+            importlib.import_module(f'mmpretrain.{part}')
     except Exception as error:  # another torch's torchvision raises RuntimeError
-        if 'torchvision' not in str(error):
-            return f'MMPretrain does not import: {error}'
-        return _torchvision_problem(error)
+        if 'torchvision' in str(error):
+            return _torchvision_problem(error)
+        return (f'MMPretrain does not import ({error}): install it with what it requires, by '
+                f'`make install` or pip install {MMPRETRAIN[stack()]}')
     return None
 
 

@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from .checkpoint.read import refusal, refuse_code
 from .configuration import SUFFIXES, Overrides, is_classifier
+from .environment import mmpretrain_problem
 from .preflight import checked_config
 
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
@@ -41,6 +42,8 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
             holds code, the processes cannot be started on this machine, or the script itself exits.
     """
     package = 'mmpretrain' if _is_of_classifier(sys.argv[1:]) else 'mmdet'
+    if package == 'mmpretrain' and (problem := mmpretrain_problem()):
+        sys.exit(f'error: {problem}')
     script = tools_of(package) / name
     if not script.is_file():
         sys.exit(f'error: {script} is missing: install {package} from its wheel or by '
@@ -67,13 +70,14 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
 
 
 def _is_of_classifier(arguments: list[str]) -> bool:
-    """Whether the config in a command line, the first such file in it, is one of MMPretrain's."""
+    """Whether a config in a command line is one of MMPretrain's."""
     for argument in arguments:
         if argument.endswith(SUFFIXES) and Path(argument).is_file():
             try:
-                return is_classifier(Config.fromfile(argument))
+                if is_classifier(Config.fromfile(argument)):
+                    return True
             except Exception:  # what is wrong with it is told when it is checked
-                return False
+                continue
     return False
 
 

@@ -29,6 +29,8 @@ def checked_config(args: Namespace, splits: tuple[str, ...]) -> Config:
         SystemExit: the config has no model, the work dir cannot be written to, a checkpoint is
             missing, damaged or holds code, or a data set is incomplete or none of the model's.
     """
+    if getattr(args, 'no_validate', False):  # of MMPretrain's train.py
+        splits = tuple(split for split in splits if split != 'val')
     config = _read_config(args)
     _check_work_dir(args, config)
     initial = _weight_files(config.get('model')) if 'train' in splits else []
@@ -82,8 +84,9 @@ def check_data(config: Config, splits: tuple[str, ...]) -> None:
     """Exit with a message unless the data sets of ``splits`` are there and can be read."""
     loader = f'{splits[0]}_dataloader'
     if not isinstance(config.get(loader), dict):
+        kind = 'classifier' if is_classifier(config) else 'detector'
         sys.exit(f'error: config {config.filename} has no {loader}, found {config.get(loader)!r}: '
-                 'give the config of a detector with its data')
+                 f'give the config of a {kind} with its data')
     if is_classifier(config):
         _exit_with(imagenet_problems(config, splits))
         return

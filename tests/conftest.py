@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 # PyTorch reads this when it is imported, here and in the processes that tests start.
@@ -18,6 +20,8 @@ from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 
 ROOT = Path(__file__).parents[1]
 COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
+# tools/install.sh puts torchvision there, whether it loads beside this torch or not
+ASIDE = Path(sys.prefix) / 'torchvision'
 
 
 # Property tests try the same examples every time, so that what passed keeps passing. To try others:
@@ -78,3 +82,22 @@ def coco_tiny() -> Path:
     if not COCO_TINY.is_dir():
         pytest.skip(f'{COCO_TINY}, real COCO images, is not here')
     return COCO_TINY
+
+
+@pytest.fixture(scope='session')
+def environment_of_mmpretrain() -> dict[str, str]:
+    """That of processes that import MMPretrain; skips where it cannot be imported."""
+    variables = dict(os.environ)
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):
+        if ASIDE.is_dir():
+            variables['PYTHONPATH'] = os.pathsep.join(
+                [str(ROOT / 'tests/without_operators'), str(ASIDE)])
+    tried = subprocess.run(
+        [sys.executable, '-c', 'from sa_mmdet.environment import mmpretrain_problem as problem\n'
+         'print(problem() or "", end="")'],
+        env=variables, text=True, stdout=subprocess.PIPE, check=True)
+    if tried.stdout:
+        pytest.skip(tried.stdout)
+    return variables

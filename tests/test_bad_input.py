@@ -353,8 +353,11 @@ CONFIG_FILES = [
          'AssertionError in resnet.py', 'allowed_position', "p['position'] in"),
     told('groups of a plugin', 'complexity.py plugin_groups.py',
          'in_channels=256 is not divisible', 'groups=48', 'use one of groups=[1, 2'),
-    told('no attention', f'convert_checkpoint.py {PLAIN} plain.pth out.pth',
-         'has no attention layer', 'the backbone of the config', 'SAResNet, AttentionResNet or'),
+    told('attention for none', f'convert_checkpoint.py {PLAIN} se.pth out.pth',
+         'has, beyond the network of the config', 'layer1.0.se.fc1.weight', 'of the same network'),
+    told('a classifier for a detector', f'convert_checkpoint.py {CONFIGS}/imagenet/'
+         'sa-resnet50_8xb32_in1k.py plain.pth out.pth',
+         'is of a classifier', 'sa-resnet50_8xb32_in1k.py', 'give that of a detector'),
     told('no training', f'quickstart.py --config {CONFIGS}/_base_/sa_mmdet.py',
          'has no train_dataloader', 'found None', 'such as configs/quickstart/'),
 ]

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -47,24 +48,36 @@ def test_torchvision_of_another_torch(tmp_path):
     assert last.endswith('without it there is no need of torchvision')
 
 
-@pytest.mark.parametrize(('files', 'message'), [
-    ({'mmpretrain/__init__.py': '', 'mmpretrain/apis.py': 'import torchvision',
-      'torchvision.py': "raise RuntimeError('torchvision::nms is missing')"},
-     'MMPretrain imports torchvision, which does not load here (torchvision::nms is missing)'),
-    ({'mmpretrain/__init__.py': '', 'mmpretrain/apis.py': "raise ImportError('no einops')"},
-     'MMPretrain does not import: no einops'),
-    ({'mmpretrain/__init__.py': '', 'mmpretrain/apis.py': ''}, None),
-], ids=['torchvision', 'other', 'works'])
-def test_mmpretrain(tmp_path, files, message):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
+def problem_of(folder) -> str:
+    """What is said of the MMPretrain that is imported where this folder comes first."""
     code = 'from sa_mmdet.environment import mmpretrain_problem; print(mmpretrain_problem())'
-    environment = os.environ | {'PYTHONPATH': str(tmp_path)}
-    without = "import sys; sys.modules['mmdet.models.reid'] = type(sys)('reid'); "
-    result = subprocess.run([sys.executable, '-c', f'{without}{code}'], capture_output=True,
-                            text=True, env=environment)
-    assert str(message) in result.stdout
+    return subprocess.run(
+        [sys.executable, '-c', code], text=True, stdout=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': str(folder)}).stdout.strip()
+
+
+@pytest.mark.parametrize(('datasets', 'message'), [
+    ("raise RuntimeError('torchvision::nms is missing')",
+     'MMPretrain imports torchvision, which does not load here (torchvision::nms is missing)'),
+    ("raise ImportError('no einops')",
+     'MMPretrain does not import (no einops): install it with what it requires, by `make install`'),
+    ('', 'None'),
+], ids=['torchvision', 'other', 'works'])
+def test_mmpretrain(tmp_path, datasets, message):
+    package = tmp_path / 'mmpretrain'
+    package.mkdir()
+    for name in ('__init__', 'models', 'evaluation', 'engine'):
+        (package / f'{name}.py').touch()
+    (package / 'datasets.py').write_text(datasets)
+    assert problem_of(tmp_path).startswith(message)
+
+
+def test_mmpretrain_itself_without_torchvision(tmp_path):
+    """It needs torchvision for what registers its classes, not for all of it."""
+    if not find_spec('mmpretrain'):
+        pytest.skip('MMPretrain is not installed')
+    (tmp_path / 'torchvision.py').write_text("raise ImportError('No module named torchvision')")
+    assert 'MMPretrain imports torchvision, which does not load here' in problem_of(tmp_path)
 
 
 def test_no_mmpretrain(monkeypatch):
@@ -72,7 +85,8 @@ def test_no_mmpretrain(monkeypatch):
     monkeypatch.setattr(environment, 'find_spec', lambda name: None)
     for stack, package in (('openmmlab', ' mmpretrain,'), ('onedl', ' onedl-mmpretrain,')):
         monkeypatch.setattr(environment, 'stack', lambda stack=stack: stack)
-        assert f'which is not installed: pip install{package}' in environment.mmpretrain_problem()
+        problem = environment.mmpretrain_problem()
+        assert f'which is not installed: pip install --no-deps{package}' in problem
 
 
 @pytest.mark.parametrize('break_', [

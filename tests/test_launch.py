@@ -133,6 +133,23 @@ def test_ctrl_c(tmp_path, monkeypatch, splits, message):
         run_tool('train.py', splits)
 
 
+@pytest.mark.parametrize(('arguments', 'is_classifier'), [
+    (['classifier.py'], True), (['detector.py'], False), (['--resume', 'classifier.py'], True),
+    (['--out', 'metrics.json', 'classifier.py', 'a.pth'], True), (['gone.py'], False), ([], False),
+], ids=str)
+def test_mmpretrains_scripts_are_for_its_configs(tmp_path, monkeypatch, arguments, is_classifier):
+    """Wherever the config stands in the command line, which neither parser has read yet."""
+    (tmp_path / 'classifier.py').write_text("default_scope = 'mmpretrain'\n")
+    (tmp_path / 'detector.py').write_text("default_scope = 'mmdet'\n")
+    (tmp_path / 'metrics.json').write_text('{"accuracy/top1": 70.0}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['test.py', *arguments])
+    monkeypatch.setattr('sa_mmdet.launch.mmpretrain_problem', lambda: 'MMPretrain is missing')
+    with pytest.raises(SystemExit) as exit_:
+        run_tool('test.py', ('test', ))
+    assert (exit_.value.code == 'error: MMPretrain is missing') == is_classifier
+
+
 def test_code_in_a_downloaded_checkpoint_is_refused(attack, coco_tiny):
     """One that MMEngine fetches itself, and onedl-mmengine would load with weights_only=False."""
     handler = partial(SimpleHTTPRequestHandler, directory=attack.parent)

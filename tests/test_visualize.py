@@ -26,10 +26,11 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp('visualize')
     generate_shapes(root / 'data/shapes', train=2, val=3, size=64)
     init_default_scope('mmdet')
-    for name, backbone in (('sa', 'SAResNet'), ('plain', 'ResNet')):
+    for name, backbone in (('sa', dict(type='SAResNet')), ('plain', dict(type='ResNet')),
+                           ('unshuffled', dict(type='SAResNet', attention=dict(shuffle=False)))):
         torch.manual_seed(0)
         config = Config.fromfile(CONFIG)
-        config.model.backbone.type = backbone
+        config.model.backbone.update(backbone)
         torch.save(dict(state_dict=MODELS.build(config.model).state_dict(), meta={}),
                    root / f'{name}.pth')
     (root / 'plain.py').write_text(
@@ -123,7 +124,7 @@ def test_groups(draw, with_cp):
 
 def test_groups_without_shuffle(draw):
     page, files, _ = draw('groups', '--images', 1, '--cfg-options',
-                          'model.backbone.attention.shuffle=False')
+                          'model.backbone.attention.shuffle=False', checkpoint='unshuffled.pth')
     assert files == {'groups_000001'}
     assert 'backbone.layer4.2.sa does not shuffle (shuffle=False)' in page
 

@@ -106,12 +106,16 @@ def count_detector(config: Config, shape: list[int] | None) -> tuple[tuple, list
 
 
 def count_classifier(config: Config, shape: list[int] | None) -> tuple[tuple, list[Complexity]]:
-    """As ``count_detector``; MMPretrain itself is not needed."""
-    backbone, head = config.model.backbone, config.model.get('head') or {}
-    if not str(backbone.type).startswith('mmdet.') or 'num_classes' not in head:
+    """As ``count_detector``; of MMPretrain the configs alone are needed, it is not imported."""
+    parts = [(config.get('model') or {}).get(part) or {} for part in ('backbone', 'neck', 'head')]
+    backbone, _, head = parts
+    kinds = [part.get('type') for part in parts]
+    if not str(kinds[0]).startswith('mmdet.') or kinds[1:] != ['GlobalAveragePooling',
+                                                               'LinearClsHead']:
         raise ValueError(f'config {config.filename}: of classifiers those are counted that have a '
-                         'backbone of MMDetection under global average pooling and a linear layer, '
-                         f'as in configs/imagenet, found {backbone.type}')
+                         'backbone of MMDetection (mmdet.), GlobalAveragePooling and '
+                         'LinearClsHead, as in configs/imagenet, found '
+                         f'{", ".join(map(str, kinds))}')
     shape = tuple(shape or CLASSIFICATION_SHAPE)
     return shape, [classifier_complexity(backbone, convention, shape, head.num_classes)
                    for convention in CONVENTIONS]

@@ -52,14 +52,15 @@ install_stack() {
 }
 
 # torchvision belongs to one build of torch: that of the package index is made with CUDA, and where
-# torch is not it raises at import, which MMEngine does not expect. There its files are put aside,
-# for the tests, which need no more than its Python.
+# torch is not it raises at import, which MMEngine does not expect. So it is tried in a folder aside,
+# from where the tests, which need its Python alone, take it if it does not load.
 install_torchvision() {
-    "${pip[@]}" --no-deps -r requirements/torchvision.txt
-    if ! "$venv/bin/python" -c 'import torchvision'; then
-        "$venv/bin/python" -m pip --disable-pip-version-check uninstall --yes torchvision
-        "${pip[@]}" --no-deps --upgrade --target "$venv/torchvision" -r requirements/torchvision.txt
-    fi
+    local aside=$venv/torchvision wanted
+    wanted=$(sed -n 's/==/-/p' requirements/torchvision.txt)
+    [ -d "$aside/$wanted.dist-info" ] ||
+        "${pip[@]}" --no-deps --upgrade --target "$aside" -r requirements/torchvision.txt || return
+    ! PYTHONPATH="$aside" "$venv/bin/python" -c 'import torchvision' ||
+        "${pip[@]}" --no-deps -r requirements/torchvision.txt
 }
 
 check_machine() {
@@ -100,7 +101,8 @@ step 'check' "Remove $venv and try again; if it happens again, the log says what
 step 'operators' "Remove $venv and the cached wheel (pip cache remove 'onedl_mmcv*' 'mmcv*'), then try again." \
     check_operators
 "$venv/bin/python" -c 'import torchvision' 2>/dev/null || cat <<EOF
-[$stack] torchvision of the package index does not load beside this torch, which is another build. It
-is needed to train classifiers on ImageNet and for torchvision:// weights, and by nothing else: install
-the one of your torch for these.
+[$stack] torchvision is not installed: that of the package index does not load beside this torch, which
+is another build. It is needed to train classifiers on ImageNet and for torchvision:// weights, and by
+nothing else. For these: $venv/bin/pip install --no-deps $(tail -n 1 requirements/torchvision.txt),
+from where your torch came from.
 EOF

@@ -21,6 +21,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..configuration import reason
 from ..models.attention import AttentionLayer, ShuffleAttention
 
 CONVENTIONS = ('paper', 'mmengine')
@@ -129,13 +130,18 @@ def classifier_complexity(
         classes: outputs of the linear layer.
 
     Raises:
-        ValueError: there is no such convention.
+        ValueError: there is no such convention, the backbone cannot be built, or its forward does
+            not run on an image of this shape.
     """
     count = _counter(convention, _count_paper, _count_mmengine)
     init_default_scope('mmdet')
-    with torch.device('meta' if convention == 'paper' else 'cpu'):
-        model = _Classifier(MODELS.build(dict(backbone)), classes).eval()
-    return count(model, shape)
+    try:
+        with torch.device('meta' if convention == 'paper' else 'cpu'):
+            model = _Classifier(MODELS.build(dict(backbone)), classes).eval()
+        return count(model, shape)
+    except Exception as error:  # whatever a backbone's class raises
+        raise ValueError(f'{backbone.get("type")} cannot be counted on an image of '
+                         f'{shape[0]}x{shape[1]}: {reason(error)}') from error
 
 
 def _counter(convention: str, paper, mmengine):

@@ -11,7 +11,7 @@ from .paper import Row, load_table
 CELLS = ('params_m', 'gflops')
 DECIMALS = {1: 3, 2: 3, 3: 2}
 
-# The classifiers' layers; unlike in detectors, SE has biases.
+# The classifiers' layers, of which SE has biases.
 CLASSIFIER_ATTENTION = {
     'SE': dict(type='SqueezeExcitation', bias=True),
     'CBAM': dict(type='CBAM'),
@@ -33,7 +33,7 @@ def compute_table(table: int, configs: Path, mmengine: bool = True) -> Iterator[
 
     Args:
         table: 1, 2 (classifiers at 224x224) or 3 (detectors at 800x1280).
-        configs: the folder of the detectors' configs.
+        configs: the folder of the configs; those of classifiers are not read.
         mmengine: count by MMEngine's convention too, which takes seconds for each detector.
 
     Yields:

@@ -141,8 +141,8 @@ def _introduction(dataset: str, results: list[dict], comparable: bool) -> str:
                             for key, value in result['cfg_options'].items())
     if options:
         lines.append(f'Settings of the configs that were changed: {", ".join(options)}.')
-    lines.append('Params and GFLOPs are of the configs, by the paper\'s counting '
-                 '(`tools/complexity.py`); in brackets the paper\'s.')
+    lines.append('Params and GFLOPs are of the rows as the configs have them, by the paper\'s '
+                 'counting (`tools/complexity.py`); in brackets the paper\'s.')
     return ' '.join(lines)
 
 

@@ -87,7 +87,7 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
         raise ConversionError(
             f'the checkpoint has {len(attention) - len(missing_attention)} of the '
             f"{len(attention)} parameters of the network's attention. Missing are "
-            f'{listed(missing_attention)}. Give one with all of them, or with none')
+            f'{listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
@@ -106,8 +106,19 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
                                   f'knows nothing: {_remedy(others)}')
 
 
+def _remedy_for_missing(missing: list[str]) -> str:
+    if _are_biases_of_se(missing):
+        return ('It is of SE without biases: give the network none either, by --cfg-options '
+                'model.backbone.attention.bias=False')
+    return 'Give one with all of them, or with none'
+
+
+def _are_biases_of_se(keys: list[str]) -> bool:
+    return all(key.endswith(('.se.fc1.bias', '.se.fc2.bias')) for key in keys)
+
+
 def _remedy(others: list[str]) -> str:
-    if all(key.endswith(('.se.fc1.bias', '.se.fc2.bias')) for key in others):
+    if _are_biases_of_se(others):
         return ('it is of SE with biases. Give the network them too: --cfg-options '
                 'model.backbone.attention.bias=True')
     return 'is it of another attention?'

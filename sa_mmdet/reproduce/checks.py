@@ -40,14 +40,15 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
         return
     yield 'work dir', list(_work_dir_problems(runs, settings))
     data = [problem for run in _distinct_data(runs)
-            for problem in run.benchmark.data_problems(run.config)]
+            for problem in run.benchmark.data_problems(
+                run.config, SPLITS if run.trains else ('test', ))]
     yield 'data set', list(dict.fromkeys(data))
     yield 'weights', list(_weights_problems(configs, settings))
     yield 'disk', list(disk_problems(runs, settings.work_dir))
 
 
 def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
-    """The configs by row, and a sentence for each whose detector does not build."""
+    """The configs by row, and a sentence for each whose model does not build."""
     configs, problems = {}, []
     for run in runs:
         if run.row.name in configs:

@@ -27,7 +27,11 @@ def check_result(result: dict, folder: Path) -> list[str]:
         What is wrong, nothing if the files and every figure are as they were.
     """
     benchmark, evaluated_on = benchmark_of(result), result['evaluated_on']
-    if change := benchmark.change(evaluated_on):
+    try:
+        change = benchmark.change(evaluated_on)
+    except (OSError, ValueError) as error:
+        change = str(error)
+    if change:
         return [change]
     problems = []
     for task, saved in result['predictions'].items():

@@ -169,7 +169,10 @@ def _test(run: Run, checkpoint: Path, lock: int) -> dict[str, float]:
 
 def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
     """All that a report tells of a run; its metrics are those of the dump and what was logged."""
-    evaluated_on = run.benchmark.describe(run.config)
+    try:
+        evaluated_on = run.benchmark.describe(run.config)
+    except (OSError, ValueError) as error:
+        raise RunFailed(f'{run.name}: {error}') from error
     result = dict(row=run.row.name, seed=run.seed, metrics={}, logged=logged, predictions={},
                   evaluated_on=evaluated_on, trained=run.trains)
     for task in run.tasks:
@@ -178,7 +181,7 @@ def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
             raise RunFailed(f'{run.name}: testing left no {path}: {run.output_file}')
         try:
             result['metrics'][task] = run.benchmark.evaluate(evaluated_on, path, task)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RunFailed(f'{run.name}: {error}') from error
         result['predictions'][task] = dict(file=path.name, sha256=sha256(path))
         _compare_with_log(run, result, task)
@@ -203,7 +206,8 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
     settings, config = run.settings, run.config
     if run.trains:
         training = dict(
-            start=describe_start(config), epochs=run.epochs, hours=training_hours(run.folder),
+            start=describe_start(config) + _change_of(run), epochs=run.epochs,
+            hours=training_hours(run.folder),
             batch=config.train_dataloader.batch_size * max(settings.gpus, 1))
     else:
         training = dict(start=f'not trained here: {checkpoint} was tested', epochs=None,
@@ -212,6 +216,13 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
         **training, checkpoint=str(checkpoint), checkpoint_sha256=sha256(checkpoint),
         gpus=settings.gpus, device=_device(run), versions=versions(), commit=_commit(settings.root),
         cfg_options=settings.cfg_options, finished=datetime.now().isoformat(timespec='seconds'))
+
+
+def _change_of(run: Run) -> str:
+    """What the start of a run changed in the row's attention, beside its weights."""
+    start = run.settings.starts.get((run.row.depth, run.row.attention), {})
+    biases = (start.get('attention') or {}).get('bias')
+    return '' if biases is None else f' (SE {"with" if biases else "without"} biases)'
 
 
 def training_hours(folder: Path) -> float:

@@ -214,6 +214,7 @@ def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
 
 def _unknown_row(name: str, tables: list[int]) -> str:
     every = {row.name: table for table in TABLES for row in load_table(table)}
+    name = next(iter(fnmatch.filter(every, name)), name)
     listed = ' and '.join(map(str, tables))
     if name in every:
         other = every[name]

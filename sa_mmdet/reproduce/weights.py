@@ -98,11 +98,11 @@ def _described(key: tuple[int, str]) -> str:
 
 
 def describe_start(config: Config) -> str:
-    """For people: the initial weights of a config's backbone."""
-    init = config.model.backbone.get('init_cfg')
-    source = init.get('checkpoint') if isinstance(init, dict) else None
-    if config.get('load_from'):
-        source = config.load_from
+    """For people: the initial weights of a config's model, or of its backbone."""
+    inits = [part.get('init_cfg') for part in (config.model.backbone, config.model)]
+    sources = [init.get('checkpoint') for init in inits if isinstance(init, dict)]
+    source = config.get('load_from') or config.model.get('pretrained') or next(
+        filter(None, sources), None)
     if not source:
         return 'random'
     attention = config.model.backbone.type.rpartition('.')[2] != 'ResNet'

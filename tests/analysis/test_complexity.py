@@ -188,6 +188,12 @@ def test_tool_on_a_classifier(run_tool, tmp_path):
     code, _, error = run_tool(config)
     assert code
     assert 'those are counted that have a backbone of MMDetection' in error
+    config.write_text("default_scope = 'mmpretrain'\n")
+    assert 'found None, None, None' in run_tool(config)[2]
+    code, _, error = run_tool(CONFIGS / 'imagenet/sa-resnet50_8xb32_in1k.py', '--cfg-options',
+                              'model.backbone.attention.shuffle=3')
+    assert error.startswith('error: mmdet.SAResNet cannot be counted')
+    assert 'shuffle must be True or False, got 3' in error
 
 
 @pytest.mark.parametrize(('args', 'message'), [

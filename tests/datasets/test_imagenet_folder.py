@@ -1,5 +1,8 @@
 """What is wrong with a folder is said in a sentence, before MMPretrain reads it."""
+import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from mmengine.config import Config, ConfigDict
@@ -42,8 +45,15 @@ def write_labels(root, labels):
 
 def test_nothing_is_wrong(root):
     assert problems(root) == []
-    (root / 'train/.cache').mkdir()
+    (root / 'train/n00000000/._0.JPEG').write_text('of a file manager')
+    (root / 'train/n00000000/notes.txt').touch()
     assert problems(root) == []
+
+
+def test_hidden_folder(root):
+    """MMPretrain counts it as a class."""
+    (root / 'train/.cache').mkdir()
+    only(problems(root), 'train has 7 folders of classes, 6 are needed: remove .cache')
 
 
 def test_folder_is_missing(tmp_path, root):
@@ -95,13 +105,47 @@ def test_damaged_image(root):
 def test_labels_in_a_file(root):
     write_labels(root, range(CLASSES))
     assert problems(root) == []
-    (root / 'meta/val.txt').write_text('n00000000/gone.JPEG 0\n' + ''.join(
-        f'x {label}\n' for label in range(1, CLASSES)))
-    only(problems(root), 'gone.JPEG does not exist')
+    lines = (root / 'meta/val.txt').read_text().splitlines()
+    (root / 'meta/val.txt').write_text('\n'.join([*lines[:-2], 'gone.JPEG 4', 'no/where.JPEG 5']))
+    only(problems(root), 'meta/val.txt lists 2 images that do not exist, such as ',
+         'val/gone.JPEG: correct their paths', 'or remove ')
+    (root / 'meta/val.txt').write_text('\n'.join([*lines, f'./{lines[0]}']))
+    only(problems(root), 'lists 1 images more than once, such as n00000000/val_0.JPEG')
+
+
+def test_fewer_classes_than_the_metric_asks_for(tmp_path):
+    cfg = config(generate_images(tmp_path, classes=3), classes=3)
+    cfg.val_evaluator = dict(type='Accuracy', topk=(1, 5))
+    only(imagenet_problems(cfg, SPLITS), 'val_evaluator.topk=(1, 5) asks for the 5 best of 3',
+         '--cfg-options val_evaluator.topk=1')
+    cfg.val_evaluator.topk = 1
+    assert list(imagenet_problems(cfg, SPLITS)) == []
+
+
+def test_as_mmpretrain_lists_them(root, environment_of_mmpretrain):
+    """The same images with the same labels, whatever lies in the folders."""
+    (root / 'val/n00000001/deeper').mkdir()
+    (root / 'val/n00000001/val_0.JPEG').rename(root / 'val/n00000001/deeper/x.PNG')
+    (root / 'elsewhere').mkdir()
+    (root / 'val/n00000002/val_0.JPEG').rename(root / 'elsewhere/y.jpeg')
+    (root / 'val/n00000002/link').symlink_to(root / 'elsewhere')
+    (root / 'val/n00000003/._val_0.JPEG').touch()
+    (root / 'val/n00000003/gone.JPEG').symlink_to(root / 'nowhere')
+    dataset = config(root).val_dataloader.dataset
+    code = ('import json, sys; import sa_mmdet; from mmpretrain.datasets import ImageNet\n'
+            'data = ImageNet(sys.argv[1], split="val", metainfo=dict(classes=list("abcdef")))\n'
+            'found = [data.get_data_info(i) for i in range(len(data))]\n'
+            'print(json.dumps([(info["img_path"], info["gt_label"]) for info in found]))')
+    printed = subprocess.run([sys.executable, '-c', code, str(root)], check=True, text=True,
+                             stdout=subprocess.PIPE, env=environment_of_mmpretrain).stdout
+    theirs = json.loads(printed.splitlines()[-1])
+    ours = [[f'{root}/val/{image}', label] for image, label in labelled_images(dataset)]
+    assert sorted(ours) == sorted(theirs)
+    assert len(ours) == CLASSES
 
 
 @pytest.mark.parametrize(('labels', 'message'), [
-    (range(1, 7), 'has classes from 1 to 6, those of the config go from 0 to 5'),
+    (range(1, 7), 'has classes from 1 to 6, those of the config go from 0 to 5: a class is the'),
     (range(5), 'has images of 5 classes, 6 are needed'),
     ((), 'lists no image'),
     (['x'], "line 1: 'n0000000x/val_0.JPEG x' is not the path of an image and the number"),
@@ -112,8 +156,7 @@ def test_wrong_labels(root, labels, message):
 
 
 @pytest.mark.parametrize('change', [
-    dict(type='CIFAR10'), dict(backend_args=dict(backend='petrel')),
-    dict(data_root='s3://imagenet')], ids=str)
+    dict(type='CIFAR10'), dict(data_root='s3://imagenet')], ids=str)
 def test_other_data_sets_are_left_alone(change):
     cfg = config('nowhere')
     for split in SPLITS:

@@ -54,11 +54,11 @@ def test_report(uninterrupted, images):
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_weights(
-        uninterrupted, images, environment, tool, tmp_path):
-    tool_path = CONFIGS.parent / 'tools/reproduce.py'
-    killed = subprocess.Popen(
-        [sys.executable, str(tool_path), *map(str, arguments(tmp_path, images))], env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        uninterrupted, images, environment_of_mmpretrain, tool, tmp_path):
+    command = [sys.executable, str(CONFIGS.parent / 'tools/reproduce.py'),
+               *map(str, arguments(tmp_path, images))]
+    killed = subprocess.Popen(command, env=environment_of_mmpretrain, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)
     end = time.monotonic() + 240
     while not (tmp_path / ROW / 'seed0/last_checkpoint').exists():
         assert killed.poll() is None
@@ -67,10 +67,9 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / ROW / 'seed0/epoch_2.pth').exists()
-    while True:  # until the child, which the kernel ends, has let go of the work dir
-        done = subprocess.run(
-            [sys.executable, str(tool_path), *map(str, arguments(tmp_path, images))],
-            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while time.monotonic() < end:  # the child, which the kernel ends, has to let go of the work dir
+        done = subprocess.run(command, env=environment_of_mmpretrain, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if 'is in use by another' not in done.stdout:
             break
     assert done.returncode == 0, done.stdout[-5000:]
@@ -115,6 +114,16 @@ def test_classifier_can_be_tested_alone(uninterrupted, images, tool, tmp_path):
     assert 'does not know, such as backbone.layer1.0.sa.unshuffled: is it of another row?' in output
 
 
+def test_training_images_are_not_needed_to_test(uninterrupted, images, tool, tmp_path):
+    (tmp_path / 'imagenet').mkdir()
+    (tmp_path / 'imagenet/val').symlink_to(images / 'val')
+    checkpoint = uninterrupted / ROW / 'seed0/epoch_2.pth'
+    output = tool('reproduce.py', '--table', '1', '--work-dir', tmp_path / 'work', '--data-root',
+                  tmp_path / 'imagenet', '--gpus', '0', '--dry-run', '--eval-only',
+                  f'{ROW}={checkpoint}', *as_arguments(small_options(2)))
+    assert 'data set: ok' in output
+
+
 def test_wrong_data_is_refused_before_anything_starts(images, tool, tmp_path):
     options = small_options()
     del options['model.head.num_classes']
@@ -126,6 +135,9 @@ def test_wrong_data_is_refused_before_anything_starts(images, tool, tmp_path):
             '--cfg-options model.head.num_classes=6') in output
     output = tool('train.py', config_of('sa-resnet50'), cwd=tmp_path, status=1)
     assert f'error: {tmp_path}/data/imagenet/train does not exist: it should hold' in output
+    output = tool('train.py', config_of('sa-resnet50'), '--no-validate', cwd=tmp_path, status=1)
+    assert 'imagenet/train does not exist' in output
+    assert 'imagenet/val does not exist' not in output
     output = tool('reproduce.py', '--table', '2', cwd=tmp_path, status=1)
     assert 'data set: ' in output
     assert 'data/imagenet/val does not exist' in output

@@ -1,4 +1,7 @@
-"""A few iterations of every method of Table 2, and the way of its weights into a detector."""
+"""A few iterations of every method and ablation, and the way of its weights into a detector.
+
+The ablation without shuffle is trained in test_imagenet_reproduce.py.
+"""
 import json
 
 import pytest
@@ -19,6 +22,8 @@ METHODS = {
     'sge-resnet50': ('mask-rcnn_sge-r50', {}),
     'eca-resnet50': ('mask-rcnn_eca-r50', {}),
     'sa-resnet50': ('mask-rcnn_sa-r50', {}),
+    'sa-resnet50_no-gn': ('mask-rcnn_sa-r50', {'model.backbone.attention.gn': False}),
+    'sa-resnet50_no-fc': ('mask-rcnn_sa-r50', {'model.backbone.attention.fc': 'none'}),
     'sa-resnet50_conv': ('mask-rcnn_sa-r50', {'model.backbone.attention.fc': 'conv'}),
 }
 

@@ -97,15 +97,43 @@ def test_changed_images_are_found(finished):
 @pytest.mark.parametrize(('key', 'value', 'message'), [
     ('test_dataloader.dataset.type', 'CIFAR10', "one of MMPretrain's ImageNet on this machine"),
     ('test_dataloader.dataset.indices', 10, 'indices=10 would count the other images as missed'),
-    ('test_evaluator.topk', 1, 'has to be MMPretrain\'s Accuracy with topk=(1, 5), found'),
+    ('test_evaluator.topk', 1, 'has to be MMPretrain\'s Accuracy with topk=(1, 5) and'),
+    ('test_evaluator.thrs', 0.5, 'topk=(1, 5) and no thrs, found'),
+    ('test_dataloader.dataset.split', 'test', "split='test' has no labels"),
     ('test_evaluator.type', 'SingleLabelMetric', "found {'type': 'SingleLabelMetric'"),
 ], ids=str)
 def test_what_could_not_be_evaluated_at_the_end(config, tmp_path, key, value, message):
     config.test_evaluator = dict(type='Accuracy', topk=(1, 5))
     config.merge_from_dict({key: value})
     IMAGENET.save_predictions(config, tmp_path)
-    problem, = IMAGENET.data_problems(config)
+    problem, = IMAGENET.data_problems(config, ('test', ))
     assert message in problem
+
+
+def test_labels_in_a_file(config, tmp_path, finished):
+    """They are the same images and labels, also when read from result.json."""
+    root = tmp_path / 'imagenet'
+    lines = [f'n{number // 4:08d}/val_{number % 4}.JPEG {number // 4}' for number in range(IMAGES)]
+    (root / 'labels.txt').write_text('\n'.join(f'./{line}' for line in lines))
+    config.test_dataloader.dataset.ann_file = 'labels.txt'
+    folder, result = finished
+    described = json.loads(json.dumps(IMAGENET.describe(config)))
+    assert described['sha256'] == result['evaluated_on']['sha256']
+    assert described['dataset']['ann_file'] == 'labels.txt'
+    result['evaluated_on'] = described
+    assert check_result(result, folder) == []
+    (root / 'labels.txt').write_text('\n'.join(['no label', *lines]))
+    problem, = check_result(result, folder)
+    assert "labels.txt, line 1: 'no label' is not the path of an image" in problem
+
+
+def test_only_what_is_read_has_to_be_there(config):
+    """A classifier is tested without the images that it was trained on."""
+    config.train_dataloader = dict(dataset=config.test_dataloader.dataset | dict(split='train'))
+    config.test_evaluator = [dict(type='Accuracy', topk=(1, 5))]
+    config.model = dict(head=dict(num_classes=CLASSES))
+    assert list(IMAGENET.data_problems(config, ('test', ))) == []
+    assert len(list(IMAGENET.data_problems(config, ('train', 'test')))) == 1
 
 
 def test_what_the_paper_evaluates_on(config, monkeypatch):
@@ -115,8 +143,10 @@ def test_what_the_paper_evaluates_on(config, monkeypatch):
     module = 'sa_mmdet.reproduce.benchmarks.imagenet'
     monkeypatch.setattr(f'{module}.class_count', lambda dataset: 1000)
     assert not IMAGENET.describe(config)['is_papers']
-    monkeypatch.setattr(f'{module}.labelled_images',
-                        lambda dataset: [(f'{i}.JPEG', i % 1000) for i in range(50_000)])
+    for name, is_papers in (('held_out', False), ('ILSVRC2012_val', True)):
+        images = [(f'n{i % 1000}/{name}_{i + 1:08d}.JPEG', i % 1000) for i in range(50_000)]
+        monkeypatch.setattr(f'{module}.labelled_images', lambda dataset, images=images: images)
+        assert IMAGENET.describe(config)['is_papers'] == is_papers
     described = IMAGENET.describe(config)
     assert described['is_papers']
     assert described['label'] == 'ImageNet val (50,000 images)'

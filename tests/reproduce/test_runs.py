@@ -39,6 +39,7 @@ def test_sa_resnet50_serves_both_tables_of_imagenet():
     ([1], 'se-resnet101', 'is a row of Table 2: add --table 2'),
     ([1, 2], 'retinanet_sa-r50', 'is a row of Table 3: give --table 3'),
     ([2], '???!', 'they are sa-resnet50, sa-resnet50_no-gn'),
+    ([3, 4], 'sa-resnet50*', 'sa-resnet50 is a row of Table 2: give --table 2'),
 ], ids=str)
 def test_rows_of_imagenet_and_coco_are_not_mixed(tables, name, message):
     with pytest.raises(ReproduceError) as error:

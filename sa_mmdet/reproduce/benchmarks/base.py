@@ -48,8 +48,13 @@ class Benchmark(ABC):
         """What is missing to train on it at all, sentences for people."""
 
     @abstractmethod
-    def data_problems(self, config: Config) -> Iterator[str]:
-        """What is wrong with the data of a config, sentences for people."""
+    def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+        """What is wrong with the data of a config, sentences for people.
+
+        Args:
+            config: of a run.
+            splits: what is read of it, all of 'train', 'val' and 'test' or 'test' alone.
+        """
 
     @abstractmethod
     def describe(self, config: Config) -> dict:

@@ -56,8 +56,8 @@ class Coco(Benchmark):
     def software_problems(self) -> Iterator[str]:
         yield from ()
 
-    def data_problems(self, config: Config) -> Iterator[str]:
-        yield from dataset_problems(config)
+    def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+        yield from dataset_problems(config, splits)
 
     def describe(self, config: Config) -> dict:
         path = Path(config.test_evaluator.ann_file)

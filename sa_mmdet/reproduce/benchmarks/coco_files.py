@@ -8,10 +8,15 @@ from mmengine.config import Config, ConfigDict
 from ...datasets.coco import dataset_classes, read_annotations
 
 
-def dataset_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the data of a config, sentences for people; nothing if all is there."""
+def dataset_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the data of a config, sentences for people; nothing if all is there.
+
+    Args:
+        config: of a detector.
+        splits: what is read of it, of 'train', 'val' and 'test'.
+    """
     contents = {}
-    for split in ('train', 'val', 'test'):
+    for split in splits:
         dataset = config[f'{split}_dataloader'].dataset
         path, images = dataset_paths(dataset)
         key = (path, images)

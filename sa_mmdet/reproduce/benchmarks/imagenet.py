@@ -8,6 +8,8 @@ from mmengine.config import Config
 
 from ...analysis.paper import METRICS, Row
 from ...datasets.imagenet import (
+    CLASSES,
+    as_tuple,
     class_count,
     image_folder,
     imagenet_datasets,
@@ -17,7 +19,7 @@ from ...datasets.imagenet import (
 from ...environment import mmpretrain_problem
 from .base import Benchmark
 
-VAL = dict(images=50_000, classes=1000)
+VAL_NAMES = tuple(f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, 50_001))
 SPLITS = ('train', 'val', 'test')
 LOCATION = ('data_root', 'data_prefix', 'split', 'ann_file')  # of a data set's config
 PREDICTIONS = 'predictions.json'
@@ -43,7 +45,7 @@ class ImageNet(Benchmark):
     def save_predictions(self, config: Config, folder: Path) -> None:
         dump = dict(type='DumpTopPredictions', out_file=str(self.prediction_file(folder, '')),
                     root=str(image_folder(config.test_dataloader.dataset)))
-        config.test_evaluator = [*_as_list(config.test_evaluator), dump]
+        config.test_evaluator = [*as_tuple(config.test_evaluator), dump]
 
     def prediction_file(self, folder: Path, task: str) -> Path:
         return folder / PREDICTIONS
@@ -52,21 +54,22 @@ class ImageNet(Benchmark):
         if problem := mmpretrain_problem():
             yield problem
 
-    def data_problems(self, config: Config) -> Iterator[str]:
+    def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         problems = list(_test_problems(config))
-        yield from problems or imagenet_problems(config, SPLITS)
+        yield from problems or imagenet_problems(config, splits)
 
     def describe(self, config: Config) -> dict:
         dataset = config.test_dataloader.dataset
-        found = dict(images=len(labelled_images(dataset)), classes=class_count(dataset))
+        images, classes = labelled_images(dataset), class_count(dataset)
         folder = image_folder(dataset)
-        label = 'ImageNet val (50,000 images)' if found == VAL else (
-            f'{found["images"]:,} images of {found["classes"]:,} classes in {folder.parent.name}, '
+        is_val = classes == CLASSES and sorted(
+            Path(image).name for image, _ in images) == list(VAL_NAMES)
+        label = 'ImageNet val (50,000 images)' if is_val else (
+            f'{len(images):,} images of {classes:,} classes in {folder.parent.name}, '
             'NOT ImageNet val')
-        return dict(
-            label=label, is_papers=found == VAL, **found, folder=str(folder),
-            dataset={key: dataset[key] for key in LOCATION if key in dataset},
-            sha256=_digest(labelled_images(dataset)))
+        location = {key: dataset[key] for key in LOCATION if key in dataset}
+        return dict(label=label, is_papers=is_val, images=len(images), classes=classes,
+                    folder=str(folder), dataset=location, sha256=_digest(images))
 
     def change(self, evaluated_on: dict) -> str | None:
         folder = Path(evaluated_on['folder'])
@@ -93,17 +96,16 @@ def _test_problems(config: Config) -> Iterator[str]:
     if list(imagenet_datasets(dataset)) != [dataset]:
         yield ("test_dataloader.dataset has to be one of MMPretrain's ImageNet on this machine, "
                f'found {dataset.get("type")}')
+    if dataset.get('split') == 'test':
+        yield "test_dataloader.dataset.split='test' has no labels: give split='val'"
     if dataset.get('indices') is not None:
         yield (f'test_dataloader.dataset.indices={dataset.indices} would count the other images as '
                'missed: give a folder, or a meta/val.txt, of these images alone')
     accuracy = config.test_evaluator[0]
-    if accuracy.get('type') != 'Accuracy' or not {1, 5} <= set(_as_list(accuracy.get('topk'))):
-        yield ("test_evaluator has to be MMPretrain's Accuracy with topk=(1, 5), found "
+    if (accuracy.get('type') != 'Accuracy' or not {1, 5} <= set(as_tuple(accuracy.get('topk')))
+            or accuracy.get('thrs', 0.) != 0):
+        yield ("test_evaluator has to be MMPretrain's Accuracy with topk=(1, 5) and no thrs, found "
                f'{accuracy}')
-
-
-def _as_list(value) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def evaluate_predictions(labels: dict[str, int], predictions: Path) -> dict[str, float]:
