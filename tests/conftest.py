@@ -94,10 +94,9 @@ def environment_of_mmpretrain() -> dict[str, str]:
         if ASIDE.is_dir():
             variables['PYTHONPATH'] = os.pathsep.join(
                 [str(ROOT / 'tests/without_operators'), str(ASIDE)])
-    tried = subprocess.run(
-        [sys.executable, '-c', 'from sa_mmdet.environment import mmpretrain_problem as problem\n'
-         'print(problem() or "", end="")'],
-        env=variables, text=True, stdout=subprocess.PIPE, check=True)
-    if tried.stdout:
-        pytest.skip(tried.stdout)
+    code = 'import sys; from sa_mmdet.environment import mmpretrain_problem as p; sys.exit(p())'
+    tried = subprocess.run([sys.executable, '-c', code], env=variables, text=True,
+                           capture_output=True)
+    if tried.returncode:
+        pytest.skip(tried.stderr.strip().splitlines()[-1])
     return variables

@@ -53,7 +53,7 @@ def problem_of(folder) -> str:
     code = 'from sa_mmdet.environment import mmpretrain_problem; print(mmpretrain_problem())'
     return subprocess.run(
         [sys.executable, '-c', code], text=True, stdout=subprocess.PIPE,
-        env=os.environ | {'PYTHONPATH': str(folder)}).stdout.strip()
+        env=os.environ | {'PYTHONPATH': str(folder)}).stdout.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(('datasets', 'message'), [
