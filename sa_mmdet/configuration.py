@@ -101,8 +101,9 @@ def check_model(config: Config, scope: str = 'mmdet') -> None:
     model = config.get('model')
     if not isinstance(model, dict) or 'type' not in model:
         found = f'model={model!r}' if 'model' in config else ', '.join(config) or 'nothing'
+        kind = 'classifier' if is_classifier(config) else 'detector'
         raise ConfigError(f'config {config.filename} has no model with a type, found {found}: give '
-                          'the config of a detector' + (' or classifier' * is_classifier(config)))
+                          f'the config of a {kind}')
     if is_classifier(config) and (problem := mmpretrain_problem()):
         raise ConfigError(f'config {config.filename}: {problem}')
     init_default_scope(config.get('default_scope') or scope)

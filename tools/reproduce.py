@@ -64,7 +64,8 @@ def parse_args() -> argparse.Namespace:
     what.add_argument(
         '--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
         help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: backbones "
-        "trained on ImageNet with their attention, found by their content; for Tables 3 and 4")
+        "trained on ImageNet with their attention, found by their content, or the work dir of "
+        'Tables 1 and 2; for Tables 3 and 4')
     what.add_argument(
         '--cfg-options', nargs='+', action=Overrides, default={},
         help='override settings of all configs: key=value ...')

@@ -1,5 +1,6 @@
 """Initial weights: which file starts which backbone, and whether it fits."""
 import copy
+import itertools
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from ..analysis.paper import Row
 from ..checkpoint import TORCHVISION_MISSING, CheckpointError, read_checkpoint
 from ..checkpoint.read import refuse_code
-from .runs import ReproduceError
+from .runs import ReproduceError, read_result
 
 BLOCKS_OF_LAYER3 = {6: 50, 23: 101, 36: 152}
 BLOCK = re.compile(r'(?:module\.)?(backbone\.)?layer3\.(\d+)\.(\w+)\.')
@@ -24,7 +25,8 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
     """Find out by their content which checkpoint starts which rows.
 
     Args:
-        paths: checkpoints of backbones or classifiers, plain or with attention.
+        paths: checkpoints of backbones or classifiers, plain or with attention, and work dirs, of
+            which the finished classifiers with seed 0 are taken.
         rows: to be started.
 
     Returns:
@@ -36,7 +38,7 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
             has none.
     """
     found = {}
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(_files, paths)):
         key, start = identify_backbone(path)
         if key in found:
             raise ReproduceError(f'--init imagenet: {found[key]["init_cfg"]["checkpoint"]} and '
@@ -51,6 +53,17 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
             f'{", ".join(map(_described, found)) or "none"}. Give the missing ones, or choose '
             'other rows by --rows')
     return {key: found[key] for key in needed}
+
+
+def _files(path: Path) -> list[Path]:
+    """A checkpoint itself; of a work dir the last ones of its classifiers."""
+    if not path.is_dir():
+        return [path]
+    results = sorted(path.glob('*/seed0/result.json'))
+    if not results:
+        raise ReproduceError(f'--init imagenet: {path} has no finished run with seed 0. Give the '
+                             '--work-dir of Tables 1 and 2, or files')
+    return [result.with_name(Path(read_result(result)['checkpoint']).name) for result in results]
 
 
 def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -6,7 +8,7 @@ from mmengine.registry import init_default_scope
 
 from coco import CONFIGS
 from sa_mmdet.models import AttentionResNet, SAResNet
-from sa_mmdet.reproduce.runs import ReproduceError, select_rows
+from sa_mmdet.reproduce.runs import RESULT_KEYS, ReproduceError, select_rows
 from sa_mmdet.reproduce.weights import (
     checkpoint_problem,
     describe_start,
@@ -78,6 +80,23 @@ def test_ablations_are_not_taken_for_shuffle_attention(tmp_path):
     with pytest.raises(ReproduceError, match=r'has no checkpoint of ResNet-50 with SA .* given are '
                                              r'ResNet-50 with SA with unshuffled'):
         imagenet_backbones([paths['shuffle']], rows)
+
+
+def test_classifiers_of_a_work_dir(tmp_path, weights):
+    """Those that are finished, wherever their work dir was moved to."""
+    rows = select_rows([3], ['retinanet_s?-r50'])
+    with pytest.raises(ReproduceError, match='has no finished run with seed 0'):
+        imagenet_backbones([tmp_path], rows)
+    for name in ('sa', 'se'):
+        folder = tmp_path / f'{name}-resnet50/seed0'
+        folder.mkdir(parents=True)
+        (folder / 'epoch_100.pth').symlink_to(weights / f'{name}.pth')
+        result = dict.fromkeys(RESULT_KEYS) | dict(checkpoint='/before/epoch_100.pth')
+        (folder / 'result.json').write_text(json.dumps(result))
+    found = imagenet_backbones([tmp_path], rows)
+    assert {key: start['init_cfg']['checkpoint'] for key, start in found.items()} == {
+        (50, 'SA'): str(tmp_path / 'sa-resnet50/seed0/epoch_100.pth'),
+        (50, 'SE'): str(tmp_path / 'se-resnet50/seed0/epoch_100.pth')}
 
 
 @pytest.mark.parametrize(('files', 'message'), [
