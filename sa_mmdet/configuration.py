@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
 
 from .environment import mmpretrain_problem
@@ -125,6 +125,17 @@ def check_detector(config: Config) -> None:
     if is_classifier(config):
         raise ConfigError(f'config {config.filename} is of a classifier: give that of a detector')
     check_model(config)
+
+
+def datasets_below(node) -> Iterator[ConfigDict]:
+    """The configs of the data sets of a data loader's, wrappers before what is in them."""
+    if isinstance(node, list):
+        for item in node:
+            yield from datasets_below(item)
+    elif isinstance(node, dict):
+        yield node
+        for key in ('dataset', 'datasets'):
+            yield from datasets_below(node.get(key))
 
 
 def check_epochs(config: Config) -> None:

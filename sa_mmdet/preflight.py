@@ -9,7 +9,13 @@ from mmengine.config import Config, ConfigDict
 
 from .checkpoint import TORCHVISION_MISSING, CheckpointError
 from .checkpoint.read import load_weights
-from .configuration import ConfigError, check_model, is_classifier, read_config
+from .configuration import (
+    ConfigError,
+    check_model,
+    datasets_below,
+    is_classifier,
+    read_config,
+)
 from .datasets.coco import coco_problems
 from .datasets.imagenet import imagenet_problems
 from .files import folder_problem
@@ -134,13 +140,6 @@ def _data_paths(config: Config, splits: tuple[str, ...]) -> Iterator[Path]:
                 yield Path(evaluator.ann_file)
 
 
-def _datasets(node) -> Iterator[ConfigDict]:
-    """The data sets below a data loader's configuration, inside any wrappers."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _datasets(item)
-    elif isinstance(node, dict):
-        if 'ann_file' in node:
-            yield node
-        for key in ('dataset', 'datasets'):
-            yield from _datasets(node.get(key))
+def _datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
+    """The data sets of a data loader that are read from a file of annotations."""
+    return (dataset for dataset in datasets_below(loader) if 'ann_file' in dataset)

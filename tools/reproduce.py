@@ -193,8 +193,7 @@ def results_in(work_dir: Path) -> dict[Path, dict]:
 def report(work_dir: Path, tables: list[int]) -> Path:
     """Write the report of the finished runs; where there is none yet, of these tables."""
     results = results_in(work_dir)
-    dataset = next((name for name, benchmark in BENCHMARKS.items() for result in results.values()
-                    if benchmark_of(result) is benchmark), dataset_of(tables))
+    dataset = next((benchmark_of(result).name for result in results.values()), dataset_of(tables))
     return write_report(work_dir / 'report', results, ROOT / 'configs', dataset)
 
 

@@ -1,6 +1,5 @@
 """Convert checkpoint files: from plain networks, the authors' classifiers and MMPretrain's."""
 import copy
-import hashlib
 import os
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from ..files import atomic_file
+from ..files import atomic_file, sha256
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..version import __version__
@@ -66,7 +65,7 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
             print('nothing to verify: there is no network without attention to compare with')
 
     meta = dict(
-        converted_from=str(source), sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
+        converted_from=str(source), sha256=sha256(source),
         bottlenecks_converted=converted, sa_mmdet_version=__version__)
     if whole and 'dataset_meta' in checkpoint.get('meta', {}):
         meta['dataset_meta'] = checkpoint['meta']['dataset_meta']

@@ -8,6 +8,8 @@ import cv2
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 
+from ..configuration import datasets_below
+
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 TYPES = ('ImageNet', 'mmpretrain.ImageNet')
 CLASSES = 1000
@@ -16,19 +18,13 @@ WHERE = ('link ImageNet to data/imagenet of the folder where you start the comma
          '(docs/imagenet.md, "Data")')
 
 
-def imagenet_datasets(node) -> Iterator[ConfigDict]:
-    """The data sets of MMPretrain's ``ImageNet`` below a data loader's config, inside any wrappers.
+def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
+    """The data sets of MMPretrain's ``ImageNet`` in a data loader's config, inside any wrappers.
 
     They may be of other images and classes than ImageNet's; those on other machines are left out.
     """
-    if isinstance(node, list):
-        for item in node:
-            yield from imagenet_datasets(item)
-    elif isinstance(node, dict):
-        if node.get('type') in TYPES and '://' not in (node.get('data_root') or ''):
-            yield node
-        for key in ('dataset', 'datasets'):
-            yield from imagenet_datasets(node.get(key))
+    return (dataset for dataset in datasets_below(loader)
+            if dataset.get('type') in TYPES and '://' not in (dataset.get('data_root') or ''))
 
 
 def image_folder(dataset: dict) -> Path:
@@ -87,8 +83,11 @@ def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         config: of a classifier; nothing is said about data sets of other types.
         splits: the data sets that are read, of 'train', 'val' and 'test'.
     """
-    datasets = [dataset for split in splits
-                for dataset in imagenet_datasets(config.get(f'{split}_dataloader'))]
+    datasets = []
+    for split in splits:
+        for dataset in imagenet_datasets(config.get(f'{split}_dataloader')):
+            if dataset not in datasets:  # the test's are most often the validation's
+                datasets.append(dataset)
     problems = list(dict.fromkeys(
         problem for dataset in datasets for problem in _problems(dataset)))
     if not problems:

@@ -15,7 +15,8 @@ from ..checkpoint.convert import listed
 from ..configuration import ConfigError, check_epochs, read_config, reason
 from ..files import folder_problem, sha256, write_atomically
 from ..launch import tools_of
-from .runs import SPLITS, ReproduceError, Run, Settings, read_result
+from .benchmarks import SPLITS, Benchmark
+from .runs import ReproduceError, Run, Settings, read_result
 from .weights import checkpoint_problem, initial_weights_problem
 
 SETTINGS_FILE = 'settings.json'
@@ -29,9 +30,9 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
     Yields:
         The name of a check, and what it found wrong: sentences for people, nothing if all is well.
     """
-    missing = list(dict.fromkeys(
-        problem for run in runs for problem in run.benchmark.software_problems()))
-    yield 'software', missing or list(_software_problems(runs, settings))
+    benchmark = runs[0].benchmark  # the rows of a command are of one
+    missing = benchmark.software_problem()
+    yield 'software', [missing] if missing else list(_software_problems(benchmark, settings))
     if missing:
         return
     configs, broken = _build_configs(runs)
@@ -40,7 +41,7 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
         return
     yield 'work dir', list(_work_dir_problems(runs, settings))
     data = [problem for run in _distinct_data(runs)
-            for problem in run.benchmark.data_problems(
+            for problem in benchmark.data_problems(
                 run.config, SPLITS if run.trains else ('test', ))]
     yield 'data set', list(dict.fromkeys(data))
     yield 'weights', list(_weights_problems(configs, settings))
@@ -78,12 +79,12 @@ def _check_parts(run: Run) -> None:
     check_epochs(config)
 
 
-def _software_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
-    for package in dict.fromkeys(run.benchmark.scope for run in runs):
-        tools = tools_of(package)
-        missing = [name for name in ('train.py', 'test.py') if not (tools / name).is_file()]
-        if missing:
-            yield f'{", ".join(missing)} of {package} are not in {tools}: install it from a wheel'
+def _software_problems(benchmark: Benchmark, settings: Settings) -> Iterator[str]:
+    tools = tools_of(benchmark.scope)
+    missing = [name for name in ('train.py', 'test.py') if not (tools / name).is_file()]
+    if missing:
+        yield (f'{", ".join(missing)} of {benchmark.scope} are not in {tools}: install it from a '
+               'wheel')
     if settings.slurm:
         if shutil.which('srun') is None:
             yield '--slurm needs srun, which is not on the PATH of this machine'
@@ -92,7 +93,7 @@ def _software_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
     if settings.gpus > found:
         yield (f'too few GPUs: --gpus {settings.gpus}, but PyTorch sees {found}. Give --gpus '
                f'{found}' + (', one process on the CPU' if not found else ''))
-    detects = any(run.row.detector for run in runs)
+    detects = benchmark.scope == 'mmdet'
     if settings.gpus and detects and get_compiling_cuda_version() == 'not available':
         yield "mmcv's operators were built without CUDA: install again on a machine with nvcc"
 

@@ -14,7 +14,6 @@ from ..checkpoint.read import last_whole
 from .benchmarks import Benchmark, benchmark_of
 
 TABLES = tuple(TASKS)
-SPLITS = ('train', 'val', 'test')
 RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on', 'start', 'epochs',
                'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
                'checkpoint', 'checkpoint_sha256')

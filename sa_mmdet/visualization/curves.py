@@ -15,8 +15,9 @@ from .figure import COLOURS, png, style
 
 LOG = '*/vis_data/scalars.json'  # in a work dir, once for each attempt
 TOTAL = 'loss'
-AP = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}  # logged in [0, 1]
-ACCURACY = {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}  # logged in percent
+AP = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}
+ACCURACY = {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
+PERCENT = dict.fromkeys(AP, 100) | dict.fromkeys(ACCURACY, 1)  # of what is logged
 LABELS = {TOTAL: 'total', **AP, **ACCURACY}
 PART_COLOURS = [COLOURS[name] for name in (
     'vermilion', 'blue', 'green', 'orange', 'sky blue', 'purple', 'grey')]
@@ -53,9 +54,8 @@ class Log:
 
         Metrics are in percent; AP is left out where it is COCO's -1: no objects.
         """
-        if name in AP or name in ACCURACY:
-            percent = 100 if name in AP else 1
-            points = [(epoch * self.epoch_length, percent * metrics[name])
+        if name in PERCENT:
+            points = [(epoch * self.epoch_length, PERCENT[name] * metrics[name])
                       for epoch, metrics in self.validation.items() if metrics.get(name, -1) >= 0]
         else:
             points = [(iteration, scalars[name])
@@ -169,7 +169,7 @@ def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
     """A line for each name and log: of one log strong, of several thin and in the same colour."""
     alone = len(logs) == 1
     smooth = panel.noisy and max(len(log.training) for log in logs) >= LONG
-    colours = PART_COLOURS if panel.names[0] in AP | ACCURACY else ['black', *PART_COLOURS]
+    colours = PART_COLOURS if panel.names[0] in PERCENT else ['black', *PART_COLOURS]
     handles = []
     for name, colour in zip(panel.names, itertools.cycle(colours)):
         width = (1.8 if name == TOTAL else 1.2) / (1 if alone else 2)

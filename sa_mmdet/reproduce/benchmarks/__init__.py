@@ -1,12 +1,12 @@
 """What the tables are measured on: ImageNet (Tables 1 and 2) and COCO (Tables 3 and 4)."""
 from ...analysis.paper import Row
-from .base import Benchmark
+from .base import SPLITS, Benchmark
 from .coco import Coco
 from .imagenet import ImageNet
 
-__all__ = ['BENCHMARKS', 'Benchmark', 'Coco', 'ImageNet', 'benchmark_of']
+__all__ = ['BENCHMARKS', 'SPLITS', 'Benchmark', 'Coco', 'ImageNet', 'benchmark_of']
 
-BENCHMARKS: dict[str, Benchmark] = {'ImageNet': ImageNet(), 'COCO': Coco()}
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (ImageNet(), Coco())}
 
 
 def benchmark_of(of: Row | dict) -> Benchmark:

@@ -6,6 +6,8 @@ from mmengine.config import Config
 
 from ...analysis.paper import Row
 
+SPLITS = ('train', 'val', 'test')
+
 
 class Benchmark(ABC):
     """A data set with its metrics: where it lies, what it must hold, how a run's figures are made.
@@ -15,12 +17,14 @@ class Benchmark(ABC):
     from that file.
 
     Attributes:
+        name: 'ImageNet' or 'COCO'.
         data_root, work_dir: the usual places, relative to the folder of a command.
         scope: MMEngine's, in which models are built; also the package whose tools train and test.
         dataset_keys: what the config of a data set must say.
         bytes_of_predictions: for all images, by task.
     """
 
+    name: str
     data_root: Path
     work_dir: Path
     scope: str
@@ -43,9 +47,9 @@ class Benchmark(ABC):
     def prediction_file(self, folder: Path, task: str) -> Path:
         """What ``save_predictions`` has the test write."""
 
-    @abstractmethod
-    def software_problems(self) -> Iterator[str]:
-        """What is missing to train on it at all, sentences for people."""
+    def software_problem(self) -> str | None:
+        """For people: what is missing to train on it at all, beyond what the package needs."""
+        return None
 
     @abstractmethod
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
@@ -61,9 +65,8 @@ class Benchmark(ABC):
         """What a config is tested on.
 
         Returns:
-            'data', the path of its annotations or images, and their 'sha256'; 'images', their
-            number; 'is_papers', whether they are those of the paper; 'label', for people; and what
-            ``evaluate`` needs.
+            'images', their number; 'is_papers', whether they are those of the paper; 'label', for
+            people; and what ``change`` and ``evaluate`` need.
         """
 
     @abstractmethod

@@ -13,12 +13,11 @@ from pycocotools.cocoeval import COCOeval
 from ...analysis.paper import METRICS, Row
 from ...datasets.coco import dataset_classes
 from ...files import sha256
-from .base import Benchmark
+from .base import SPLITS, Benchmark
 from .coco_files import dataset_problems
 
 # COCO val2017: https://cocodataset.org, annotations of 2017
 VAL2017 = dict(images=5000, objects=36781, categories=80)
-SPLITS = ('train', 'val', 'test')
 DETECTIONS = 'detections'  # beginning of the names of the files
 LOGGED = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m',
           'APl': 'mAP_l'}
@@ -28,6 +27,7 @@ TOLERANCE = 1e-6
 class Coco(Benchmark):
     """COCO 2017 in MMDetection's usual layout: AP of boxes, and of masks where there are any."""
 
+    name = 'COCO'
     data_root = Path('data/coco')
     work_dir = Path('work_dirs/reproduce')
     scope = 'mmdet'
@@ -52,9 +52,6 @@ class Coco(Benchmark):
 
     def prediction_file(self, folder: Path, task: str) -> Path:
         return folder / f'{DETECTIONS}.{task}.json'
-
-    def software_problems(self) -> Iterator[str]:
-        yield from ()
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         yield from dataset_problems(config, splits)
@@ -120,5 +117,3 @@ def evaluate_detections(annotations: Path, detections: Path, task: str,
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(METRICS[task], map(float, evaluation.stats[:6]), strict=True))
-
-

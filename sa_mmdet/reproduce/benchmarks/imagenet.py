@@ -17,10 +17,9 @@ from ...datasets.imagenet import (
     labelled_images,
 )
 from ...environment import mmpretrain_problem
-from .base import Benchmark
+from .base import SPLITS, Benchmark
 
 VAL_NAMES = tuple(f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, 50_001))
-SPLITS = ('train', 'val', 'test')
 LOCATION = ('data_root', 'data_prefix', 'split', 'ann_file')  # of a data set's config
 PREDICTIONS = 'predictions.json'
 PERCENT_TOLERANCE = 1e-3  # half an image of 50,000
@@ -29,6 +28,7 @@ PERCENT_TOLERANCE = 1e-3  # half an image of 50,000
 class ImageNet(Benchmark):
     """ImageNet-1k in MMPretrain's usual layout: accuracy of the best class and of the best five."""
 
+    name = 'ImageNet'
     data_root = Path('data/imagenet')
     work_dir = Path('work_dirs/imagenet')
     scope = 'mmpretrain'
@@ -50,9 +50,8 @@ class ImageNet(Benchmark):
     def prediction_file(self, folder: Path, task: str) -> Path:
         return folder / PREDICTIONS
 
-    def software_problems(self) -> Iterator[str]:
-        if problem := mmpretrain_problem():
-            yield problem
+    def software_problem(self) -> str | None:
+        return mmpretrain_problem()
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         problems = list(_test_problems(config))
