@@ -50,6 +50,7 @@ def train(data, work_dir, norm_eval, randomness):
         'param_scheduler.0.start_factor': 1.,
         'param_scheduler.1.T_max': 2,
         'default_hooks.checkpoint': None,
+        'visualizer': None,  # MMDetection's lives as long as the process, and in its first work dir
         'log_level': 'WARNING',
     })
     for part in ('val_cfg', 'val_dataloader', 'val_evaluator'):

@@ -62,7 +62,8 @@ class Training:
         begun = forkserver.Event()
         self.process = forkserver.Process(target=train, args=(config, work_dir, begun))
         self.process.start()
-        assert begun.wait(LIMIT)  # the first one waits for all to be imported
+        self.started = time.monotonic()
+        assert self.wait_for(begun.is_set)  # the first one waits for all to be imported
         self.started = time.monotonic()
 
     def wait_for(self, condition) -> bool:

@@ -1,3 +1,6 @@
+import shutil
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,9 @@ def coco_root(tmp_path, coco_tiny):
 
 
 @pytest.fixture
-def settings(tmp_path, coco_root):
-    """Settings of a work dir that could be run on this machine."""
+def settings(tmp_path, coco_root, monkeypatch):
+    """Settings of a work dir that could be run on this machine, on a disk of 1 TB."""
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=10**12))
     return Settings(root=CONFIGS.parent, work_dir=tmp_path / 'work', data_root=coco_root,
                     cfg_options={'model.backbone.init_cfg': None})
 
