@@ -21,7 +21,8 @@ class Draws(Dataset):
 
 def epochs(workers, seed, first, last):
     """What is drawn in some epochs by a training that begins with the first of them."""
-    loader = DataLoader(Draws(), num_workers=workers)
+    # without a time limit it waits for ever for what a worker could not send: on a full disk
+    loader = DataLoader(Draws(), num_workers=workers, timeout=60 if workers else 0)
     runner = SimpleNamespace(train_dataloader=loader, seed=seed, epoch=first)
     hook = EpochSeedHook()
     torch.rand(3)
