@@ -227,6 +227,8 @@ train_dataloader = dict(dataset=dict(_delete_=True, **data, pipeline=[
 val_dataloader = dict(dataset=dict(_delete_=True, **data, test_mode=True, pipeline=[
     *pipeline, dict(type='PackDetInputs', meta_keys=keys)]))
 val_evaluator = dict(ann_file='{tmp_path}/four.json')
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=300, val_begin=300)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
