@@ -17,24 +17,21 @@ def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _pointers(base, start, pixel_stride, BLOCK: tl.constexpr):
+def _pointers(base, start, BLOCK: tl.constexpr):
     """To those elements of the planes at base."""
-    pixel = start + tl.arange(0, BLOCK)
-    return base[:, None] + (pixel.to(tl.int64) * pixel_stride)[None, :]
+    return base[:, None] + (start + tl.arange(0, BLOCK))[None, :]
 
 
 @triton.jit
-def _read(base, plane_exists, start, area, pixel_stride, BLOCK: tl.constexpr,
-          EVICTION: tl.constexpr):
-    values = tl.load(_pointers(base, start, pixel_stride, BLOCK), other=0, eviction_policy=EVICTION,
+def _read(base, plane_exists, start, area, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
+    values = tl.load(_pointers(base, start, BLOCK), other=0, eviction_policy=EVICTION,
                      mask=_exist(plane_exists, start, area, BLOCK))
     return values.to(tl.float32)
 
 
 @triton.jit
-def _write(values, base, plane_exists, start, area, pixel_stride, BLOCK: tl.constexpr,
-           EVICTION: tl.constexpr):
-    tl.store(_pointers(base, start, pixel_stride, BLOCK), values, eviction_policy=EVICTION,
+def _write(values, base, plane_exists, start, area, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
+    tl.store(_pointers(base, start, BLOCK), values, eviction_policy=EVICTION,
              mask=_exist(plane_exists, start, area, BLOCK))
 
 
@@ -74,25 +71,54 @@ def _gate(c, exists, p, center, residual, rstd, cweight_ptr, cbias_ptr, sweight_
 
 
 @triton.jit
-def _gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
+def load_statistics(stats_ptr, exists):
+    """Mean and variance, float64."""
+    return (tl.load(stats_ptr, mask=exists, other=0),
+            tl.load(stats_ptr + 1, mask=exists, other=0))
+
+
+@triton.jit
+def affine(
+        mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM: tl.constexpr):
+    """What mean and variance in float64, of planes of channels c, make of z.
+
+    The center of the deviations, and how far the mean is from it; scale and shift, which make x;
+    slope and offset, which make the gate's logit; 1 / deviation of x and of the batch norm; and the
+    distance of the center from the running mean.
+    """
+    center, variance = mean.to(tl.float32), variance.to(tl.float32)
+    residual = (mean - center.to(tl.float64)).to(tl.float32)
+    scale, shift, bn_rstd, distance = _batch_norm(
+        c, exists, center, bn_eps, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM)
+    rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
+    slope, offset = _gate(c, exists, p, shift, scale * residual, rstd, cweight_ptr, cbias_ptr,
+                          sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
+    return center, residual, scale, shift, slope, offset, rstd, bn_rstd, distance
+
+
+@triton.jit
+def gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
     """x, its gate, 1 - gate without cancellation, and the deviation of z from the center."""
-    deviation = z - center[:, None]
-    logit = (slope * scale)[:, None] * deviation + offset[:, None]
+    deviation = z - center
+    logit = slope * scale * deviation + offset
     exponential = tl.exp(-tl.where(logit < -87.0, -87.0, logit))  # unlike maximum, keeps a NaN
     gate = 1.0 / (1.0 + exponential)
     x = z
     if BATCH_NORM:
-        x = scale[:, None] * deviation + shift[:, None]
+        x = scale * deviation + shift
     return x, gate, exponential * gate, deviation
 
 
 @triton.jit
-def _shuffled(c, channels):
+def shuffled(c, channels):
     return c % (channels // 2) * 2 + c // (channels // 2)
 
 
 @triton.jit
-def _statistics(z, z_ptr, plane_exists, area, z_pixel, BLOCK: tl.constexpr,
+def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
                 ONE_BLOCK: tl.constexpr):
     """Mean, as center + residual, and variance of the planes whose first block is z."""
     # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
@@ -105,7 +131,7 @@ def _statistics(z, z_ptr, plane_exists, area, z_pixel, BLOCK: tl.constexpr,
     total, squares = deviation, deviation * deviation
     if not ONE_BLOCK:
         for start in range(BLOCK, area, BLOCK):
-            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_last')
+            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_last')
             exist = _exist(plane_exists, start, area, BLOCK)
             deviation = tl.where(exist, z - first[:, None], 0.0)
             total += deviation
@@ -118,23 +144,23 @@ def _statistics(z, z_ptr, plane_exists, area, z_pixel, BLOCK: tl.constexpr,
 
 @triton.jit
 def _write_output(
-        z, identity_ptr, y_ptr, plane_exists, start, area, identity_pixel, y_pixel, center, scale,
-        shift, slope, offset, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
-        EVICTION: tl.constexpr):
-    x, gate, _, _ = _gated(z, center, scale, shift, slope, offset, BATCH_NORM)
+        z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift, slope, offset,
+        TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
+    x, gate, _, _ = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
     y = x * gate
     if TAIL:
-        y += _read(identity_ptr, plane_exists, start, area, identity_pixel, BLOCK, EVICTION)
+        y += _read(identity_ptr, plane_exists, start, area, BLOCK, EVICTION)
         y = tl.where(y < 0, 0.0, y)
-    _write(y, y_ptr, plane_exists, start, area, y_pixel, BLOCK, EVICTION)
+    _write(y, y_ptr, plane_exists, start, area, BLOCK, EVICTION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['planes', 'area', 'z_n', 'z_c', 'identity_n', 'identity_c', 'y_n',
+                               'y_c'])
 def forward_kernel(
         z_ptr, identity_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
-        planes, channels, p, area, eps, bn_eps, z_n, z_c, z_pixel, identity_n, identity_c,
-        identity_pixel, y_n, y_c, y_pixel, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
+        planes, channels, p, area, eps, bn_eps, z_n, z_c, identity_n, identity_c,
+        y_n, y_c, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, UNIT: tl.constexpr,
         PLANES: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
 
@@ -143,14 +169,15 @@ def forward_kernel(
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
-    z_ptr += n * z_n + c * z_c
-    y_ptr += n * y_n + _shuffled(c, channels) * y_c
+    column = shuffled(c, channels)
+    area = area // UNIT * UNIT  # which tells the compiler how wide accesses may be
+    z_ptr += tl.multiple_of(n * z_n + c * z_c, UNIT)
+    y_ptr += tl.multiple_of(n * y_n + column * y_c, UNIT)
     if TAIL:
-        identity_ptr += n * identity_n + _shuffled(c, channels) * identity_c
+        identity_ptr += tl.multiple_of(n * identity_n + column * identity_c, UNIT)
 
-    z = _read(z_ptr, plane_exists, 0, area, z_pixel, BLOCK, 'evict_last')
-    center, residual, variance = _statistics(
-        z, z_ptr, plane_exists, area, z_pixel, BLOCK, ONE_BLOCK)
+    z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
+    center, residual, variance = _statistics(z, z_ptr, plane_exists, area, BLOCK, ONE_BLOCK)
     mean = center.to(tl.float64) + residual.to(tl.float64)
     tl.store(stats_ptr + 2 * plane, mean, mask=plane_exists)
     tl.store(stats_ptr + 2 * plane + 1, variance.to(tl.float64), mask=plane_exists)
@@ -160,60 +187,91 @@ def forward_kernel(
     rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
     slope, offset = _gate(c, plane_exists, p, shift, scale * residual, rstd, cweight_ptr,
                           cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
+    center, scale, shift = center[:, None], scale[:, None], shift[:, None]
+    slope, offset = slope[:, None], offset[:, None]
     if ONE_BLOCK:
-        _write_output(z, identity_ptr, y_ptr, plane_exists, 0, area, identity_pixel, y_pixel,
-                      center, scale, shift, slope, offset, TAIL, BATCH_NORM, BLOCK, '')
+        _write_output(z, identity_ptr, y_ptr, plane_exists, 0, area, center, scale, shift, slope,
+                      offset, TAIL, BATCH_NORM, BLOCK, '')
     else:
-        for start in range(0, area, BLOCK):
-            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_first')
-            _write_output(z, identity_ptr, y_ptr, plane_exists, start, area, identity_pixel,
-                          y_pixel, center, scale, shift, slope, offset, TAIL, BATCH_NORM, BLOCK,
-                          'evict_first')
+        for done in range(0, area, BLOCK):
+            start = (area - 1) // BLOCK * BLOCK - done
+            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+            _write_output(z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift,
+                          slope, offset, TAIL, BATCH_NORM, BLOCK, 'evict_first')
 
 
 @triton.jit
 def _read_gradient(
-        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, dy_pixel, out_pixel,
-        didentity_pixel, TAIL: tl.constexpr, INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
+        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, TAIL: tl.constexpr,
+        INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
     """The gradient of the attention's output, which in a TAIL is that of the identity too."""
-    dy = _read(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK, 'evict_last')
+    dy = _read(dy_ptr, plane_exists, start, area, BLOCK, 'evict_last')
     if TAIL:
-        out = _read(out_ptr, plane_exists, start, area, out_pixel, BLOCK, 'evict_first')
+        out = _read(out_ptr, plane_exists, start, area, BLOCK, 'evict_first')
         dy = tl.where(out <= 0, 0.0, dy)
         if INPUT_GRADIENT:
-            _write(dy, didentity_ptr, plane_exists, start, area, didentity_pixel, BLOCK, '')
+            _write(dy, didentity_ptr, plane_exists, start, area, BLOCK, '')
     return dy
 
 
 @triton.jit
-def _through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
+def through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
     """What goes to x directly, what goes to the gate's logit, and z's deviation."""
-    x, gate, complement, deviation = _gated(z, center, scale, shift, slope, offset, BATCH_NORM)
+    x, gate, complement, deviation = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
     return dy * gate, dy * x * (gate * complement), deviation
 
 
 @triton.jit
-def _write_gradient(
-        direct, dlogit, deviation, dz_ptr, plane_exists, start, area, dz_pixel, scale, slope,
-        mean_dlogit, linear, constant, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
-        EVICTION: tl.constexpr):
-    # what cancels is subtracted first, before the slope can magnify it
-    through_norm = dlogit - mean_dlogit[:, None] - linear[:, None] * deviation
-    dz = direct + slope[:, None] * through_norm + constant[:, None]
+def gradient_sums(
+        bias, weight, total, moment, sums_ptr, c, exists, p, area, eps, residual, scale, shift,
+        slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM: tl.constexpr):
+    """Store the sums for the parameters' gradients; return what dz needs of them.
+
+    bias and weight are the sums over a plane of dlogit and of its product with the deviation, total
+    and moment those of what goes to x directly.
+    """
+    dlogit_dot_deviation = weight - residual * bias
+    weight = rstd * scale * dlogit_dot_deviation
+
+    spatial = (c // p) % 2 == 1
+    mean = shift.to(tl.float64) + (scale * residual).to(tl.float64)
+    of_weight = tl.where(spatial, weight.to(tl.float64), bias.to(tl.float64) * mean)
+    tl.store(sums_ptr, of_weight, mask=exists)
+    tl.store(sums_ptr + 1, bias.to(tl.float64), mask=exists)
+
+    through_mean = tl.where(spatial, 0.0, _parameter(cweight_ptr, c % p, exists) * bias)
     if BATCH_NORM:
-        dz *= scale[:, None]
-    _write(dz, dz_ptr, plane_exists, start, area, dz_pixel, BLOCK, EVICTION)
+        total += through_mean
+        through_norm = slope * (eps * rstd * rstd) * dlogit_dot_deviation
+        moment += residual * through_mean + through_norm
+        of_weight = bn_rstd * (moment + distance * total)
+        tl.store(sums_ptr + 2, of_weight.to(tl.float64), mask=exists)
+        tl.store(sums_ptr + 3, total.to(tl.float64), mask=exists)
+    linear = rstd * scale * weight / area
+    return bias / area - linear * residual, linear, through_mean / area
 
 
 @triton.jit
+def gradient(direct, dlogit, deviation, scale, slope, mean_dlogit, linear, constant,
+             BATCH_NORM: tl.constexpr):
+    """dz, of what ``through`` and ``gradient_sums`` return."""
+    # what cancels is subtracted first, before the slope can magnify it
+    through_norm = dlogit - mean_dlogit - linear * deviation
+    dz = direct + slope * through_norm + constant
+    if BATCH_NORM:
+        dz *= scale
+    return dz
+
+
+@triton.jit(do_not_specialize=['planes', 'area', 'dy_n', 'dy_c', 'z_n', 'z_c', 'out_n', 'out_c',
+                               'dz_n', 'dz_c', 'didentity_n', 'didentity_c'])
 def backward_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, dz_ptr, didentity_ptr, sums_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
-        bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, dy_pixel, z_n, z_c,
-        z_pixel, out_n, out_c, out_pixel, dz_n, dz_c, dz_pixel, didentity_n, didentity_c,
-        didentity_pixel, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
-        INPUT_GRADIENT: tl.constexpr, PLANES: tl.constexpr, BLOCK: tl.constexpr,
-        ONE_BLOCK: tl.constexpr):
+        bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, z_n, z_c, out_n, out_c,
+        dz_n, dz_c, didentity_n, didentity_c, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
+        INPUT_GRADIENT: tl.constexpr, UNIT: tl.constexpr, PLANES: tl.constexpr,
+        BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """dz, didentity and the sums for the parameters' gradients, of PLANES planes.
 
     dx = dy s + slope (dlogit - mean dlogit - linear (z - center)) + constant, and dz = scale dx,
@@ -222,84 +280,65 @@ def backward_kernel(
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
-    shuffled = _shuffled(c, channels)
-    z_ptr += n * z_n + c * z_c
-    dy_ptr += n * dy_n + shuffled * dy_c
+    column = shuffled(c, channels)
+    area = area // UNIT * UNIT
+    z_ptr += tl.multiple_of(n * z_n + c * z_c, UNIT)
+    dy_ptr += tl.multiple_of(n * dy_n + column * dy_c, UNIT)
     if TAIL:
-        out_ptr += n * out_n + shuffled * out_c
+        out_ptr += tl.multiple_of(n * out_n + column * out_c, UNIT)
     if INPUT_GRADIENT:
-        dz_ptr += n * dz_n + c * dz_c
+        dz_ptr += tl.multiple_of(n * dz_n + c * dz_c, UNIT)
         if TAIL:
-            didentity_ptr += n * didentity_n + shuffled * didentity_c
+            didentity_ptr += tl.multiple_of(n * didentity_n + column * didentity_c, UNIT)
 
-    mean = tl.load(stats_ptr + 2 * plane, mask=plane_exists, other=0)
-    variance = tl.load(stats_ptr + 2 * plane + 1, mask=plane_exists, other=0).to(tl.float32)
-    center = mean.to(tl.float32)
-    scale, shift, bn_rstd, distance = _batch_norm(
-        c, plane_exists, center, bn_eps, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+    mean, variance = load_statistics(stats_ptr + 2 * plane, plane_exists)
+    center, residual, scale, shift, slope, offset, rstd, bn_rstd, distance = affine(
+        mean, variance, c, plane_exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr,
+        sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
+        bn_variance_ptr, BATCH_NORM)
+
+    z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
+    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, TAIL,
+                        INPUT_GRADIENT, BLOCK)
+    direct, dlogit, deviation = through(
+        dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None], offset[:, None],
         BATCH_NORM)
-    residual = (mean - center.to(tl.float64)).to(tl.float32)
-    rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
-    slope, offset = _gate(c, plane_exists, p, shift, scale * residual, rstd, cweight_ptr,
-                          cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
-
-    z = _read(z_ptr, plane_exists, 0, area, z_pixel, BLOCK, 'evict_last')
-    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, dy_pixel, out_pixel,
-                        didentity_pixel, TAIL, INPUT_GRADIENT, BLOCK)
-    direct, dlogit, deviation = _through(dy, z, center, scale, shift, slope, offset, BATCH_NORM)
     bias, weight = dlogit, dlogit * deviation
-    if BATCH_NORM:
-        total, moment = direct, direct * deviation
+    total, moment = direct, direct * deviation
     if not ONE_BLOCK:
         for start in range(BLOCK, area, BLOCK):
-            z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_last')
+            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_last')
             dy = _read_gradient(
-                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, dy_pixel, out_pixel,
-                didentity_pixel, TAIL, INPUT_GRADIENT, BLOCK)
-            direct, dlogit, deviation = _through(
-                dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, TAIL, INPUT_GRADIENT,
+                BLOCK)
+            direct, dlogit, deviation = through(
+                dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
+                offset[:, None], BATCH_NORM)
             bias += dlogit
             weight += dlogit * deviation
-            if BATCH_NORM:
-                total += direct
-                moment += direct * deviation
-    bias = tl.sum(bias, 1)
-    dlogit_dot_deviation = tl.sum(weight, 1) - residual * bias
-    weight = rstd * scale * dlogit_dot_deviation
-
-    spatial = (c // p) % 2 == 1
-    sums_ptr += (4 if TAIL else 2) * plane
-    mean = shift.to(tl.float64) + (scale * residual).to(tl.float64)
-    of_weight = tl.where(spatial, weight.to(tl.float64), bias.to(tl.float64) * mean)
-    tl.store(sums_ptr, of_weight, mask=plane_exists)
-    tl.store(sums_ptr + 1, bias.to(tl.float64), mask=plane_exists)
-
-    through_mean = tl.where(spatial, 0.0, _parameter(cweight_ptr, c % p, plane_exists) * bias)
-    if BATCH_NORM:
-        total = tl.sum(total, 1) + through_mean
-        through_norm = slope * (eps * rstd * rstd) * dlogit_dot_deviation
-        moment = tl.sum(moment, 1) + residual * through_mean + through_norm
-        of_weight = bn_rstd * (moment + distance * total)
-        tl.store(sums_ptr + 2, of_weight.to(tl.float64), mask=plane_exists)
-        tl.store(sums_ptr + 3, total.to(tl.float64), mask=plane_exists)
+            total += direct
+            moment += direct * deviation
+    mean_dlogit, linear, constant = gradient_sums(
+        tl.sum(bias, 1), tl.sum(weight, 1), tl.sum(total, 1), tl.sum(moment, 1),
+        sums_ptr + (4 if TAIL else 2) * plane, c, plane_exists, p, area, eps, residual, scale,
+        shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
 
     if INPUT_GRADIENT:
-        linear = rstd * scale * weight / area
-        mean_dlogit = bias / area - linear * residual
-        constant = through_mean / area
         if ONE_BLOCK:
-            _write_gradient(
-                direct, dlogit, deviation, dz_ptr, plane_exists, 0, area, dz_pixel, scale, slope,
-                mean_dlogit, linear, constant, BATCH_NORM, BLOCK, '')
+            dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None],
+                          mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
+            _write(dz, dz_ptr, plane_exists, 0, area, BLOCK, '')
         else:
             if TAIL:  # read back what was written above, instead of the two tensors it is made of
                 tl.debug_barrier()
-                dy_ptr, dy_pixel = didentity_ptr, didentity_pixel
-            for start in range(0, area, BLOCK):
-                z = _read(z_ptr, plane_exists, start, area, z_pixel, BLOCK, 'evict_first')
-                dy = _read(dy_ptr, plane_exists, start, area, dy_pixel, BLOCK, 'evict_first')
-                direct, dlogit, deviation = _through(
-                    dy, z, center, scale, shift, slope, offset, BATCH_NORM)
-                _write_gradient(
-                    direct, dlogit, deviation, dz_ptr, plane_exists, start, area, dz_pixel, scale,
-                    slope, mean_dlogit, linear, constant, BATCH_NORM, BLOCK, 'evict_first')
+                dy_ptr = didentity_ptr
+            for done in range(0, area, BLOCK):
+                start = (area - 1) // BLOCK * BLOCK - done
+                z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+                dy = _read(dy_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+                direct, dlogit, deviation = through(
+                    dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
+                    offset[:, None], BATCH_NORM)
+                dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None],
+                              mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
+                _write(dz, dz_ptr, plane_exists, start, area, BLOCK, 'evict_first')

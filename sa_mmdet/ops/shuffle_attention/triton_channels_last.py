@@ -1,0 +1,300 @@
+"""The kernels for channels_last tensors: (N, pixels, C) in memory.
+
+A program takes some channels of a chunk of an image's pixels, ROWS at a time. What only a whole
+plane knows is summed up between two kernels: moments, statistics, output in the forward pass;
+affine, gradient_moments, gradient_sums, gradient in the backward pass.
+
+The shuffle interleaves the two halves of the channels. So a program takes CHANNELS neighbours of
+each half and interleaves them when it reads z; from there on its columns are in the order of the
+output, and so is what kernels leave for each other, ``affine``: (N, 8, C), the rows center, scale,
+shift, slope, offset, mean_dlogit, linear, constant of triton_kernels, whose arithmetic this is.
+"""
+import triton
+import triton.language as tl
+
+from .triton_kernels import (
+    affine,
+    gated,
+    gradient,
+    gradient_sums,
+    load_statistics,
+    shuffled,
+    through,
+)
+
+
+@triton.jit
+def _load(base, columns_exist, pixel, area, channels, ROWS: tl.constexpr):
+    """Pixels pixel ... pixel + ROWS of the channels at base."""
+    rows = pixel + tl.arange(0, ROWS)
+    return tl.load(base[None, :] + rows[:, None].to(tl.int64) * channels, other=0,
+                   mask=(rows < area)[:, None] & columns_exist[None, :])
+
+
+@triton.jit
+def _store(values, base, columns_exist, pixel, area, channels, ROWS: tl.constexpr):
+    rows = pixel + tl.arange(0, ROWS)
+    tl.store(base[None, :] + rows[:, None].to(tl.int64) * channels, values,
+             mask=(rows < area)[:, None] & columns_exist[None, :])
+
+
+@triton.jit
+def _load_shuffled(base, exist, pixel, area, channels, ROWS: tl.constexpr):
+    """The channels at base and those half of all channels further, interleaved."""
+    return tl.interleave(_load(base, exist, pixel, area, channels, ROWS),
+                         _load(base + channels // 2, exist, pixel, area, channels, ROWS))
+
+
+@triton.jit
+def _columns(channels, CHANNELS: tl.constexpr):
+    """This program's channels in the first half, and in the output; which of them there are."""
+    source = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    column = tl.program_id(1) * 2 * CHANNELS + tl.arange(0, 2 * CHANNELS)
+    return source, column, source < channels // 2, column < channels
+
+
+@triton.jit
+def _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset):
+    """In the order of the output, for _load_affine."""
+    affine_ptr += n * 8 * channels + shuffled(c, channels)
+    tl.store(affine_ptr, center, mask=exists)
+    tl.store(affine_ptr + channels, scale, mask=exists)
+    tl.store(affine_ptr + 2 * channels, shift, mask=exists)
+    tl.store(affine_ptr + 3 * channels, slope, mask=exists)
+    tl.store(affine_ptr + 4 * channels, offset, mask=exists)
+
+
+@triton.jit
+def _load_affine(affine_ptr, n, column, exists, channels):
+    affine_ptr += n * 8 * channels + column
+    center = tl.load(affine_ptr, mask=exists, other=0)[None, :]
+    scale = tl.load(affine_ptr + channels, mask=exists, other=0)[None, :]
+    shift = tl.load(affine_ptr + 2 * channels, mask=exists, other=0)[None, :]
+    slope = tl.load(affine_ptr + 3 * channels, mask=exists, other=0)[None, :]
+    offset = tl.load(affine_ptr + 4 * channels, mask=exists, other=0)[None, :]
+    return center, scale, shift, slope, offset
+
+
+@triton.jit
+def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constexpr,
+                   ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """(N, chunks, 3, C): a center, and the sums of deviations from it and of their squares."""
+    chunk, n = tl.program_id(0) % chunks, tl.program_id(0) // chunks
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < channels
+    first_pixel = chunk * CHUNK
+    z_ptr += n.to(tl.int64) * area * channels + c
+
+    # As in triton_kernels: deviations from the mean of what is read first, which is made of
+    # deviations from one pixel.
+    z = _load(z_ptr, exists, first_pixel, area, channels, ROWS).to(tl.float32)
+    rows = tl.arange(0, ROWS)
+    one = tl.sum(tl.where((rows == 0)[:, None], z, 0.0), 0)
+    exist = (first_pixel + rows < area)[:, None]
+    center = one + (tl.sum(tl.where(exist, z - one[None, :], 0.0), 0)
+                    / tl.minimum(area - first_pixel, ROWS))
+    deviation = tl.where(exist, z - center[None, :], 0.0)
+    total, squares = deviation, deviation * deviation
+    for row in range(ROWS, CHUNK, ROWS):
+        pixel = first_pixel + row
+        z = _load(z_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+        deviation = tl.where((pixel + rows < area)[:, None], z - center[None, :], 0.0)
+        total += deviation
+        squares += deviation * deviation
+
+    moments_ptr += tl.program_id(0).to(tl.int64) * 3 * channels + c
+    tl.store(moments_ptr, center, mask=exists)
+    tl.store(moments_ptr + channels, tl.sum(total, 0), mask=exists)
+    tl.store(moments_ptr + 2 * channels, tl.sum(squares, 0), mask=exists)
+
+
+@triton.jit
+def statistics_kernel(
+        moments_ptr, stats_ptr, affine_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr,
+        CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
+    """(N, C, 2), mean and variance of the planes, of CHUNKS chunks at a time; and affine."""
+    n = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < channels
+    moments_ptr += n * chunks * 3 * channels + c
+    first_center = tl.load(moments_ptr, mask=exists, other=0).to(tl.float64)
+    total = tl.zeros([CHANNELS], tl.float64)
+    squares = tl.zeros([CHANNELS], tl.float64)
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        exist = (chunk < chunks)[:, None] & exists[None, :]
+        at = moments_ptr[None, :] + (chunk * 3 * channels)[:, None]
+        pixels = tl.minimum(area - chunk * CHUNK, CHUNK).to(tl.float64)[:, None]
+        distance = tl.load(at, mask=exist, other=0).to(tl.float64) - first_center[None, :]
+        distance = tl.where(exist, distance, 0.0)
+        deviation = tl.load(at + channels, mask=exist, other=0).to(tl.float64)
+        square = tl.load(at + 2 * channels, mask=exist, other=0).to(tl.float64)
+        total += tl.sum(deviation + pixels * distance, 0)
+        squares += tl.sum(square + distance * (2 * deviation + pixels * distance), 0)
+    mean = total / area
+    variance = squares / area - mean * mean
+    mean += first_center
+    variance = tl.where(variance < 0, 0.0, variance)
+    stats_ptr += 2 * (n * channels + c)
+    tl.store(stats_ptr, mean, mask=exists)
+    tl.store(stats_ptr + 1, variance, mask=exists)
+    center, _residual, scale, shift, slope, offset, _rstd, _bn_rstd, distance = affine(
+        mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM)
+    _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset)
+
+
+@triton.jit
+def output_kernel(
+        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, TAIL: tl.constexpr,
+        BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The output."""
+    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+    source, column, source_exists, exists = _columns(channels, CHANNELS)
+    center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
+    z_ptr += n * area * channels + source
+    y_ptr += n * area * channels + column
+    if TAIL:
+        identity_ptr += n * area * channels + column
+    for row in range(0, CHUNK, ROWS):
+        pixel = chunk * CHUNK + row
+        z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
+        x, gate, _complement, _deviation = gated(
+            z, center, scale, shift, slope, offset, BATCH_NORM)
+        y = x * gate
+        if TAIL:
+            y += _load(identity_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+            y = tl.where(y < 0, 0.0, y)
+        _store(y, y_ptr, exists, pixel, area, channels, ROWS)
+
+
+@triton.jit
+def affine_kernel(
+        stats_ptr, affine_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr,
+        gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr, channels, p, eps,
+        bn_eps, BATCH_NORM: tl.constexpr, CHANNELS: tl.constexpr):
+    """The first five rows of affine, from the statistics."""
+    n = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = c < channels
+    mean, variance = load_statistics(stats_ptr + 2 * (n * channels + c), exists)
+    center, _residual, scale, shift, slope, offset, _rstd, _bn_rstd, _distance = affine(
+        mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM)
+    _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset)
+
+
+@triton.jit
+def gradient_moments_kernel(
+        dy_ptr, z_ptr, out_ptr, affine_ptr, didentity_ptr, moments_ptr, channels, area, chunks,
+        TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
+        CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
+
+    The latter in the order of the output.
+    """
+    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+    source, column, source_exists, exists = _columns(channels, CHANNELS)
+    center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
+    z_ptr += n * area * channels + source
+    dy_ptr += n * area * channels + column
+    if TAIL:
+        out_ptr += n * area * channels + column
+        if INPUT_GRADIENT:
+            didentity_ptr += n * area * channels + column
+    bias = tl.zeros([ROWS, 2 * CHANNELS], tl.float32)
+    weight, total, moment = bias, bias, bias
+    for row in range(0, CHUNK, ROWS):
+        pixel = chunk * CHUNK + row
+        dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+        if TAIL:
+            out = _load(out_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+            dy = tl.where(out <= 0, 0.0, dy)
+            if INPUT_GRADIENT:
+                _store(dy, didentity_ptr, exists, pixel, area, channels, ROWS)
+        z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
+        direct, dlogit, deviation = through(
+            dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+        bias += dlogit
+        weight += dlogit * deviation
+        if BATCH_NORM:
+            total += direct
+            moment += direct * deviation
+
+    moments_ptr += tl.program_id(0).to(tl.int64) * 4 * channels + column
+    tl.store(moments_ptr, tl.sum(bias, 0), mask=exists)
+    tl.store(moments_ptr + channels, tl.sum(weight, 0), mask=exists)
+    if BATCH_NORM:
+        tl.store(moments_ptr + 2 * channels, tl.sum(total, 0), mask=exists)
+        tl.store(moments_ptr + 3 * channels, tl.sum(moment, 0), mask=exists)
+
+
+@triton.jit
+def gradient_sums_kernel(
+        moments_ptr, stats_ptr, affine_ptr, sums_ptr, cweight_ptr, cbias_ptr, sweight_ptr,
+        sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
+        bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, TAIL: tl.constexpr,
+        BATCH_NORM: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
+    """The sums for the parameters' gradients, and the last three rows of affine."""
+    n = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    exists = column < channels
+    moments_ptr += n * chunks * 4 * channels + column
+    bias = tl.zeros([CHANNELS], tl.float32)
+    weight, total, moment = bias, bias, bias
+    for first in range(0, chunks, CHUNKS):
+        chunk = first + tl.arange(0, CHUNKS)
+        exist = (chunk < chunks)[:, None] & exists[None, :]
+        at = moments_ptr[None, :] + (chunk * 4 * channels)[:, None]
+        bias += tl.sum(tl.load(at, mask=exist, other=0), 0)
+        weight += tl.sum(tl.load(at + channels, mask=exist, other=0), 0)
+        if BATCH_NORM:
+            total += tl.sum(tl.load(at + 2 * channels, mask=exist, other=0), 0)
+            moment += tl.sum(tl.load(at + 3 * channels, mask=exist, other=0), 0)
+
+    c = column // 2 + column % 2 * (channels // 2)
+    plane = n * channels + c
+    mean, variance = load_statistics(stats_ptr + 2 * plane, exists)
+    _center, residual, scale, shift, slope, _offset, rstd, bn_rstd, distance = affine(
+        mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
+        gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
+        BATCH_NORM)
+    mean_dlogit, linear, constant = gradient_sums(
+        bias, weight, total, moment, sums_ptr + (4 if TAIL else 2) * plane, c, exists, p, area, eps,
+        residual, scale, shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
+    affine_ptr += n * 8 * channels + column
+    tl.store(affine_ptr + 5 * channels, mean_dlogit, mask=exists)
+    tl.store(affine_ptr + 6 * channels, linear, mask=exists)
+    tl.store(affine_ptr + 7 * channels, constant, mask=exists)
+
+
+@triton.jit
+def gradient_kernel(
+        dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, BATCH_NORM: tl.constexpr,
+        CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """dz; dy is didentity where there is one."""
+    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+    source, column, source_exists, exists = _columns(channels, CHANNELS)
+    center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
+    affine_ptr += n * 8 * channels + column
+    mean_dlogit = tl.load(affine_ptr + 5 * channels, mask=exists, other=0)[None, :]
+    linear = tl.load(affine_ptr + 6 * channels, mask=exists, other=0)[None, :]
+    constant = tl.load(affine_ptr + 7 * channels, mask=exists, other=0)[None, :]
+    z_ptr += n * area * channels + source
+    dz_ptr += n * area * channels + source
+    dy_ptr += n * area * channels + column
+    for row in range(0, CHUNK, ROWS):
+        pixel = chunk * CHUNK + row
+        dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+        z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
+        direct, dlogit, deviation = through(
+            dy, z, center, scale, shift, slope, offset, BATCH_NORM)
+        dz = gradient(direct, dlogit, deviation, scale, slope, mean_dlogit, linear, constant,
+                      BATCH_NORM)
+        first, second = tl.split(tl.reshape(dz, [ROWS, CHANNELS, 2]))
+        _store(first, dz_ptr, source_exists, pixel, area, channels, ROWS)
+        _store(second, dz_ptr + channels // 2, source_exists, pixel, area, channels, ROWS)
