@@ -47,7 +47,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt requirements/test.txt \
 		requirements/docs.txt requirements/imagenet.txt requirements/torchvision.txt \
 		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
-		$(wildcard sa_mmdet/ops/shuffle_attention/csrc/*)
+		$(wildcard sa_mmdet/ops/csrc/*)
 	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
 	@touch $@
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-OPERATOR = Path('sa_mmdet/ops/shuffle_attention')
+OPERATOR = Path('sa_mmdet/ops')
 
 # What ATen's vectors need of each of its CPU capabilities.
 INSTRUCTIONS = {

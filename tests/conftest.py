@@ -6,10 +6,13 @@ from pathlib import Path
 # PyTorch reads this when it is imported, here and in the processes that tests start.
 if 'PYTEST_XDIST_WORKER' in os.environ:
     os.environ.setdefault('OMP_NUM_THREADS', '1')
-# No test needs a GPU.
-os.environ.setdefault('CUDA_VISIBLE_DEVICES', '')
-# Triton reads this when the kernels are imported; only tests that force them come there on CPU.
-os.environ.setdefault('TRITON_INTERPRET', '1')
+# No test needs a GPU. Where there is one, tests/ops/test_on_gpu.py runs the operator's tests on it,
+# in processes that have SA_MMDET_TEST_DEVICE=cuda.
+if os.environ.get('SA_MMDET_TEST_DEVICE') != 'cuda':
+    if 'CUDA_VISIBLE_DEVICES' not in os.environ:
+        os.environ |= {'CUDA_VISIBLE_DEVICES': '', 'SA_MMDET_TEST_HIDES_GPU': '1'}
+    # Triton reads this when it is imported; only tests that force the kernels come there on CPU.
+    os.environ.setdefault('TRITON_INTERPRET', '1')
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from mmengine.registry import DefaultScope
 
 from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
+from sa_mmdet.ops import forget_choices
 
 ROOT = Path(__file__).parents[1]
 COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
@@ -58,6 +62,16 @@ def _code_in_checkpoints(monkeypatch):
     monkeypatch.delenv(TRUST_CODE, raising=False)
 
 
+@pytest.fixture
+def force_ops(monkeypatch):
+    """Sets SA_MMDET_OPS for the rest of a test."""
+    def force(implementation):
+        monkeypatch.setenv('SA_MMDET_OPS', implementation)
+        forget_choices()
+    yield force
+    forget_choices()
+
+
 class _MakesAFolder:
 
     def __init__(self, path):
@@ -74,6 +88,21 @@ def attack(tmp_path) -> Path:
     torch.save(
         dict(state_dict=dict(a=torch.ones(2)), meta=_MakesAFolder(tmp_path / 'attacked')), path)
     return path
+
+
+@pytest.fixture(scope='session')
+def gpu_environment() -> dict[str, str]:
+    """That of processes that see the GPU; skips where there is none."""
+    variables = {key: value for key, value in os.environ.items() if 'PYTEST' not in key}
+    if variables.pop('SA_MMDET_TEST_HIDES_GPU', None):
+        del variables['CUDA_VISIBLE_DEVICES']
+    variables.pop('TRITON_INTERPRET', None)
+    seen = subprocess.run(
+        [sys.executable, '-c', 'import sys, torch; sys.exit(not torch.cuda.is_available())'],
+        env=variables, capture_output=True)
+    if seen.returncode:
+        pytest.skip('there is no CUDA device')
+    return variables
 
 
 @pytest.fixture(scope='session')

@@ -29,7 +29,7 @@ from sa_mmdet.models import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
-from sa_mmdet.ops import bottleneck_tail, shuffle_attention
+from sa_mmdet.ops import fused_bn_sa_add_relu, shuffle_attention
 
 TOOLS = CONFIGS.parent / 'tools'
 SA = CONFIGS / 'retinanet/retinanet_sa-r50_fpn_1x_coco.py'
@@ -56,7 +56,7 @@ def attend(x=None, groups=2, change=None, **options):
 def tail(batch_norm=None, **change):
     arguments = dict(z=zeros(1, 8, 4, 4), identity=zeros(1, 8, 4, 4)) | change
     parameters = [zeros(1, 2, 1, 1)] * 4 + [zeros(2)] * 2
-    return bottleneck_tail(*arguments.values(), batch_norm, *parameters, 2)
+    return fused_bn_sa_add_relu(*arguments.values(), batch_norm, *parameters, 2)
 
 
 LAYERS = [

@@ -17,19 +17,19 @@ from rich.table import Table
 from sa_mmdet.benchmark.backbone import BackboneCase, measure_backbone
 from sa_mmdet.benchmark.contestants import NetworkCase
 from sa_mmdet.benchmark.measure import describe_machine
-from sa_mmdet.benchmark.operator import BACKWARD, FLOORS, FORWARD, OperatorCase, measure_operator
+from sa_mmdet.benchmark.operator import OperatorCase, measure_operator
 from sa_mmdet.benchmark.report import (
     comparison_lines,
     comparison_plot,
     comparison_table,
+    operator_lines,
     operator_plot,
     operator_table,
 )
 from sa_mmdet.benchmark.train import TrainCase, check_config, measure_training
 from sa_mmdet.configuration import ConfigError, read_config, reason
 from sa_mmdet.files import file_problem, write_atomically
-from sa_mmdet.ops import implementations
-from sa_mmdet.ops.shuffle_attention.implementations import choose
+from sa_mmdet.ops.dispatch import IMPLEMENTATIONS, choose
 
 OUTPUTS = ('.json', '.png')
 NETWORK_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -44,8 +44,11 @@ def parse_args() -> argparse.Namespace:
         help="the operator on the shapes of ResNet-50's stages, beside the formula, "
         'torch.compile of the formula, and as floors clone and clone + add')
     op.add_argument('--dtype', choices=(*NETWORK_DTYPES, 'float64'), default='float32')
-    op.add_argument('--implementation', choices=list(implementations()),
+    op.add_argument('--implementation', choices=list(IMPLEMENTATIONS),
                     help="of the operator; the device's by default")
+    op.add_argument('--tail', action='store_true',
+                    help="the bottleneck's batch norm, attention, addition and ReLU in one, also "
+                    'beside these without the attention; the floors are add and add + clone + add')
     op.add_argument('--no-compile', dest='compiled', action='store_false',
                     help='leave out torch.compile of the formula')
     op.set_defaults(run=benchmark_operator)
@@ -131,15 +134,12 @@ def benchmark_operator(args: argparse.Namespace) -> None:
     case = OperatorCase(
         batch=args.batch, height=args.size[0], width=args.size[1],
         dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
-        implementation=args.implementation, compiled=args.compiled, repeats=args.repeats)
-    title = describe(args, f'shuffle attention by {implementation_name(args, case)!r}')
+        implementation=args.implementation, compiled=args.compiled, repeats=args.repeats,
+        tail=args.tail)
+    subject = "bottleneck's tail" if args.tail else 'shuffle attention'
+    title = describe(args, f'{subject} by {implementation_name(args, case)!r}')
     rows = measure(args, measure_operator(case), title, operator_table)
-    total = {(row['pass'], row['name']): row['milliseconds'] for row in rows
-             if row['stage'] == 'ResNet-50'}
-    for pass_ in (FORWARD, BACKWARD):
-        operator, floor = total[pass_, 'operator'], FLOORS[pass_]
-        print(f'{pass_}: operator / ({floor}) = {operator / total[pass_, floor]:.2f}, '
-              f'formula / operator = {total[pass_, "formula"] / operator:.2f}')
+    print(*operator_lines(rows), sep='\n')
     write(args, title, rows, operator_plot)
 
 
@@ -189,10 +189,11 @@ def report_networks(args: argparse.Namespace, case: NetworkCase, rows: Iterator[
 def implementation_name(args: argparse.Namespace, case: OperatorCase | NetworkCase) -> str:
     """The implementation of the operator that computes the case."""
     try:
-        return choose(torch.empty(0, dtype=case.dtype, device=case.device),
-                      getattr(args, 'implementation', None))
+        chosen = choose(torch.empty(0, dtype=case.dtype, device=case.device),
+                        getattr(args, 'implementation', None))
     except (RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
+    return next(name for name, module in IMPLEMENTATIONS.items() if module is chosen)
 
 
 def describe(args: argparse.Namespace, subject: str) -> str:
@@ -231,6 +232,8 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device.type == 'cuda':
+        torch.cuda.set_device(args.device)
     if args.command != 'op' and args.tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     args.run(args)

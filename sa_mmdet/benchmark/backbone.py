@@ -63,7 +63,7 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
               for unfolded, name in FOLDED.items()}
     forwards = {name: _inference(network, x, case)
                 for name, network in (networks | folded).items()}
-    for row in compare(forwards, case.device, case.repeats):
+    for row in compare(forwards, case.device, case.repeats, capture=True):
         yield {'pass': INFERENCE, **row}
 
     gradients = [1e-2 * _random(y.shape, generator, case).to(y.dtype)
@@ -71,7 +71,7 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     for network in networks.values():
         network.train()
     steps = {name: _training(network, x, gradients, case) for name, network in networks.items()}
-    for row in compare(steps, case.device, case.repeats):
+    for row in compare(steps, case.device, case.repeats, capture=True):
         yield {'pass': TRAINING, **row}
 
 

@@ -2,15 +2,20 @@
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..configuration import reason
 from ..environment import versions
 
 Call = Callable[[], object]
+
+# The allocator goes on asking a graph whose capture failed whether an allocation is for it.
+_FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
 
 
 def median_times(calls: dict[str, Call], device: torch.device, repeats: int,
@@ -38,20 +43,93 @@ def round_times(calls: dict[str, Call], device: torch.device, repeats: int,
     return times
 
 
-def compare(calls: dict[str, Call], device: torch.device, repeats: int,
-            warmup: int = 3) -> list[dict]:
+def graph_times(sets: list[dict[str, Call]], device: torch.device,
+                repeats: int) -> dict[str, float]:
+    """Milliseconds of each call on the GPU, without the time that Python takes to launch it.
+
+    For each name the calls of all sets, one after another, are captured in one CUDA graph, whose
+    replays compete in the rounds of ``round_times``. Their results are different memory, so that
+    none is still in the cache when it is written again. What cannot be captured is called instead,
+    as a warning on stderr tells.
+
+    Args:
+        sets: the calls by name, for each of several sets of inputs.
+        device: a CUDA device, the current one.
+        repeats: rounds of which medians are taken.
+    """
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    replays = {}
+    for name in sets[0]:
+        calls = [of_set[name] for of_set in sets]
+        graph = torch.cuda.CUDAGraph()
+        try:
+            _capture(graph, calls, stream, pool)
+            replays[name] = graph.replay
+        except Exception as error:  # whatever the calls raise
+            print(f"warning: {name}: no CUDA graph, so that Python's time counts too: "
+                  f'{reason(error)}', file=sys.stderr)
+            _FAILED_GRAPHS.append(graph)
+            pool = torch.cuda.graph_pool_handle()  # the other stays reserved for the failed one
+            replays[name] = lambda calls=calls: [call() for call in calls]
+    return {name: milliseconds / len(sets)
+            for name, milliseconds in median_times(replays, device, repeats).items()}
+
+
+def _capture(graph: torch.cuda.CUDAGraph, calls: list[Call], stream: torch.cuda.Stream,
+             pool: tuple[int, int]) -> None:
+    """Capture the calls, each once. Graphs of one pool share memory, and must not overlap."""
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+    with torch.cuda.stream(stream):  # torch.cuda.graph leaves it only where the capture succeeds
+        for call in 2 * calls:  # compiles kernels, which a capture must not
+            call()
+        with torch.cuda.graph(graph, pool, stream):
+            results = [call() for call in calls]
+    del results  # each has had its own memory, which the next graph may use
+
+
+def host_microseconds(call: Call, device: torch.device, repeats: int,
+                      calls: int = 10) -> float | None:
+    """Microseconds that Python takes for a call, while the GPU works; None on the CPU.
+
+    The median of ``repeats`` times for ``calls`` calls, whose kernels have to fit into the queue
+    of some 1000 launches: in a full one Python waits for the GPU.
+    """
+    if device.type != 'cuda':
+        return None
+    call()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        times.append(time.perf_counter() - start)
+    torch.cuda.synchronize(device)
+    return 1e6 * statistics.median(times) / calls
+
+
+def compare(calls: dict[str, Call], device: torch.device, repeats: int, warmup: int = 3,
+            capture: bool = False) -> list[dict]:
     """Time and peak memory of each call, and their ratios to those of the first.
 
     A round's calls ran in the same moments: the ratio of times is taken within each round, and of
     the rounds' ratios the median, which the machine's other work moves less than the times.
 
+    Args:
+        calls: what competes, by name.
+        device: on which the calls run.
+        repeats, warmup: rounds that count, and rounds before these.
+        capture: time CUDA graphs of the calls as well, in which Python takes no part.
+
     Returns:
         For each call a dict: 'name'; 'milliseconds', the median over the rounds, and
         'round_milliseconds', all of them; 'time_ratio', and 'time_ratio_quartiles', the first and
-        third; 'peak_bytes' and 'memory_ratio'.
+        third; 'peak_bytes' and 'memory_ratio'; 'graph_milliseconds' and 'graph_ratio', None where
+        nothing is captured, as on the CPU.
     """
     times = round_times(calls, device, repeats, warmup)
     peaks = {name: peak_memory(call, device) for name, call in calls.items()}
+    graphs = graph_times([calls], device, repeats) if capture and device.type == 'cuda' else {}
     base = next(iter(calls))
     rows = []
     for name in calls:
@@ -59,7 +137,9 @@ def compare(calls: dict[str, Call], device: torch.device, repeats: int,
         rows.append(dict(
             name=name, milliseconds=statistics.median(times[name]), round_milliseconds=times[name],
             time_ratio=statistics.median(ratios), time_ratio_quartiles=_quartiles(ratios),
-            peak_bytes=peaks[name], memory_ratio=peaks[name] / peaks[base]))
+            peak_bytes=peaks[name], memory_ratio=peaks[name] / peaks[base],
+            graph_milliseconds=graphs.get(name),
+            graph_ratio=graphs[name] / graphs[base] if graphs else None))
     return rows
 
 

@@ -1,21 +1,28 @@
-"""The shuffle attention operator beside its formula and beside copies, its floors."""
-from collections.abc import Iterator
+"""The operator, or a bottleneck's tail, beside its formula and beside copies, its floors."""
+import functools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import shuffle_attention
-from .measure import median_times, peak_memory
+from ..ops import fused_bn_sa_add_relu, shuffle_attention
+from .measure import Call, graph_times, host_microseconds, median_times, peak_memory
 
 GROUPS = 64
 # (channels, stride, blocks) of the stages of ResNet-50: the attention's input in an image's pixels
 STAGES = ((256, 4, 3), (512, 8, 4), (1024, 16, 6), (2048, 32, 3))
 
 FORWARD, BACKWARD = 'forward', 'forward + backward'
-FLOORS = {FORWARD: 'clone', BACKWARD: 'clone + add'}
-# tensors of x's size that the floor reads and writes
-TRAFFIC = {FORWARD: 2, BACKWARD: 5}
+# of the attention and, by True, of the tail: the floor, and the tensors of x's size that it moves
+FLOORS = {False: {FORWARD: ('clone', 2), BACKWARD: ('clone + add', 5)},
+          True: {FORWARD: ('add', 3), BACKWARD: ('add + clone + add', 8)}}
+
+# A CUDA graph is to move so many bytes, a millisecond and also about the memory that it takes, in
+# no more than so many calls; in more, up to MAX_SETS, only to leave nothing in the cache.
+GRAPH_BYTES, GRAPH_CALLS, MAX_SETS = 3 * 10**9, 256, 1024
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class OperatorCase:
         implementation: forces one, None takes the best for the input.
         compiled: also measure ``torch.compile`` of the formula, which takes minutes to compile.
         repeats: rounds of which medians are taken.
+        tail: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside what
+            plain ResNet has there.
     """
 
     batch: int = 1
@@ -39,77 +48,157 @@ class OperatorCase:
     implementation: str | None = None
     compiled: bool = True
     repeats: int = 15
+    tail: bool = False
 
 
 def measure_operator(case: OperatorCase) -> Iterator[dict]:
     """Measure the four stages, one after another, then add up ResNet-50's 16 blocks.
 
+    On CUDA the time is that of kernels in a CUDA graph, on inputs that are not in the cache.
+
     Yields:
-        A dict for each stage, pass and contestant: 'stage' (1 to 4, or 'ResNet-50', the sum over
-        the blocks), 'shape', 'pass' ('forward' or 'forward + backward'), 'name', 'milliseconds',
-        'peak_bytes' (None for the sum) and 'bytes' (that the floor moves). The floors are 'clone'
-        and 'clone + add': as many reads and writes as the passes need.
+        A dict for each stage, pass and contestant, the floor first: 'stage' (1 to 4, or
+        'ResNet-50', the sum over the blocks), 'shape', 'pass' ('forward' or 'forward + backward'),
+        'name', 'milliseconds', 'host_microseconds' (until a call has launched its kernels; None on
+        the CPU and for the sum), 'peak_bytes' (None for the sum) and 'bytes' (that the floor
+        moves). The floors of ``FLOORS`` are copies: as many reads and writes as the passes need.
     """
     total = {}
     for stage, (channels, stride, blocks) in enumerate(STAGES, start=1):
         shape = (case.batch, channels, case.height // stride, case.width // stride)
-        for pass_ in FLOORS:
-            calls = _calls(case, shape, pass_)
-            times = median_times(calls, case.device, case.repeats)
-            moved = TRAFFIC[pass_] * torch.Size(shape).numel() * case.dtype.itemsize
-            for name, milliseconds in times.items():
-                yield dict(stage=stage, shape=shape, **{'pass': pass_}, name=name,
-                           milliseconds=milliseconds, bytes=moved,
-                           peak_bytes=peak_memory(calls[name], case.device))
-                sums = total.setdefault((pass_, name), dict(milliseconds=0., bytes=0))
-                sums['milliseconds'] += blocks * milliseconds
-                sums['bytes'] += blocks * moved
+        for pass_ in (FORWARD, BACKWARD):
+            for row in _measure_pass(case, shape, pass_):
+                yield dict(stage=stage, shape=shape, **{'pass': pass_}, **row)
+                sums = total.setdefault((pass_, row['name']), dict(milliseconds=0., bytes=0))
+                for key in sums:
+                    sums[key] += blocks * row[key]
     for (pass_, name), sums in total.items():
         yield dict(stage='ResNet-50', shape=None, **{'pass': pass_}, name=name, peak_bytes=None,
-                   **sums)
+                   host_microseconds=None, **sums)
 
 
-def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> dict:
-    """The contestants, the floor first, by name."""
+def input_sets(moved: int, cache: int) -> int:
+    """How many sets of inputs a CUDA graph goes through.
+
+    Args:
+        moved: bytes that a call reads and writes.
+        cache: bytes of the GPU's L2 cache; all sets move four times as many, if MAX_SETS can.
+
+    Returns:
+        2 to ``MAX_SETS``.
+    """
+    sets = max(4 * cache / moved, min(GRAPH_BYTES / moved, GRAPH_CALLS))
+    return min(max(2, math.ceil(sets)), MAX_SETS)
+
+
+def _measure_pass(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> list[dict]:
+    moved = FLOORS[case.tail][pass_][1] * math.prod(shape) * case.dtype.itemsize
+    if case.device.type == 'cuda':
+        cache = torch.cuda.get_device_properties(case.device).L2_cache_size
+        sets = _calls(case, shape, pass_, input_sets(moved, cache))
+        times = graph_times(sets, case.device, case.repeats)
+    else:
+        sets = _calls(case, shape, pass_, 1)
+        times = median_times(sets[0], case.device, case.repeats)
+    return [dict(name=name, milliseconds=times[name], bytes=moved,
+                 host_microseconds=host_microseconds(call, case.device, case.repeats),
+                 peak_bytes=peak_memory(call, case.device))
+            for name, call in sets[0].items()]
+
+
+def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
+           sets: int) -> list[dict[str, Call]]:
+    """The contestants, the floor first, by name, for each of several sets of inputs."""
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(case.device).manual_seed(0)
+    contestants = _contestants(case)
 
     def random(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(case.device)
+        return torch.randn(size, generator=generator, device=case.device)
 
-    x, dy = (random(*shape).to(case.dtype, memory_format=layout) for _ in range(2))
-    p = shape[1] // (2 * GROUPS)
-    parameters = [*(random(1, p, 1, 1) for _ in range(4)), *(random(p) for _ in range(2))]
+    def feature_map() -> Tensor:
+        return random(*shape).to(case.dtype, memory_format=layout)
 
-    def attend(*tensors: Tensor, implementation: str | None = case.implementation) -> Tensor:
-        return shuffle_attention(*tensors, GROUPS, implementation=implementation)
+    def calls() -> dict[str, Call]:
+        p = shape[1] // (2 * GROUPS)
+        inputs = leaves = [feature_map(), *(random(1, p, 1, 1) for _ in range(4)),
+                           *(random(p) for _ in range(2))]
+        if case.tail:
+            dtype = torch.promote_types(case.dtype, torch.float32)
+            weight, bias, mean, deviation = (random(shape[1]).to(dtype) for _ in range(4))
+            x, *parameters = inputs
+            leaves = [x, feature_map(), weight, bias, *parameters]
+            inputs = [*leaves[:4], mean, deviation.square() + 0.5, *parameters]
+        floor = FLOORS[case.tail][pass_][0]
+        if pass_ == FORWARD:
+            return {floor: _floor(case, inputs),
+                    **{name: _forward(f, inputs) for name, f in contestants.items()}}
+        dy = feature_map()
+        for leaf in leaves:
+            leaf.requires_grad_()
+        return {floor: _floor(case, inputs, dy),
+                **{name: _backward(f, inputs, leaves, dy) for name, f in contestants.items()}}
 
-    def formula(*tensors: Tensor) -> Tensor:
-        return attend(*tensors, implementation='reference')
+    return [calls() for _ in range(sets)]
 
-    contestants = {'operator': attend, 'formula': formula}
+
+def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
+    """Functions of x, or of z, identity and the batch norm, and of the attention's parameters."""
+
+    def operator(x: Tensor, *others: Tensor,
+                 implementation: str | None = case.implementation) -> Tensor:
+        if not case.tail:
+            return shuffle_attention(x, *others, GROUPS, implementation=implementation)
+        return fused_bn_sa_add_relu(x, others[0], others[1:5], *others[5:], GROUPS,
+                               implementation=implementation)
+
+    contestants = {'operator': operator,
+                   'formula': functools.partial(operator, implementation='reference')}
     if case.compiled:
-        from ..ops.shuffle_attention import shuffle_attention_reference
-        compiled = torch.compile(shuffle_attention_reference, dynamic=False)
-        contestants['compiled formula'] = lambda *tensors: compiled(*tensors, GROUPS)
+        from ..ops.reference import shuffle_attention_reference
 
-    if pass_ == FORWARD:
-        return {'clone': x.clone,
-                **{name: _forward(f, x, parameters) for name, f in contestants.items()}}
-    leaves = [tensor.requires_grad_() for tensor in (x.clone(), *parameters)]
-    return {'clone + add': lambda: (x.clone(), torch.add(x, dy)),
-            **{name: _backward(f, leaves, dy) for name, f in contestants.items()}}
+        def formula(x: Tensor, *others: Tensor) -> Tensor:
+            if not case.tail:
+                return shuffle_attention_reference(x, *others, GROUPS)
+            y = shuffle_attention_reference(_batch_norm(x, *others[1:5]), *others[5:], GROUPS)
+            return F.relu(y + others[0])
+
+        contestants['compiled formula'] = torch.compile(formula, dynamic=False)
+    if case.tail:
+        contestants['without attention'] = _without_attention
+    return contestants
 
 
-def _forward(f, x: Tensor, parameters: list[Tensor]):
+def _batch_norm(z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return F.batch_norm(z, mean, variance, weight, bias)
+
+
+def _without_attention(z: Tensor, identity: Tensor, *others: Tensor) -> Tensor:
+    """What mmdet's bottleneck does after conv3, in the same places in memory."""
+    out = _batch_norm(z, *others[:4])
+    out += identity
+    return out.relu_()
+
+
+def _floor(case: OperatorCase, inputs: list[Tensor], dy: Tensor | None = None) -> Call:
+    x, identity = (tensor.detach() for tensor in inputs[:2])
+    if not case.tail:
+        return x.clone if dy is None else lambda: (x.clone(), torch.add(x, dy))
+    if dy is None:
+        return lambda: torch.add(x, identity)
+    return lambda: (torch.add(x, identity), x.clone(), torch.add(x, dy))
+
+
+def _forward(f: Callable[..., Tensor], inputs: list[Tensor]) -> Call:
     def call():
         with torch.no_grad():
-            return f(x, *parameters)
+            return f(*inputs)
     return call
 
 
-def _backward(f, leaves: list[Tensor], dy: Tensor):
+def _backward(f: Callable[..., Tensor], inputs: list[Tensor], leaves: list[Tensor],
+              dy: Tensor) -> Call:
     def call():
-        y = f(*leaves)
-        return y, torch.autograd.grad(y, leaves, dy)
+        y = f(*inputs)
+        return y, torch.autograd.grad(y, leaves, dy, allow_unused=True)  # without attention
     return call

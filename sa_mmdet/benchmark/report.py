@@ -1,69 +1,100 @@
 """Measurements as tables and as plots."""
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
 from rich.table import Table
 
 from ..visualization.figure import COLOURS, png, style
 from .contestants import ATTENTION, BASELINE, FOLDED, FORMULA
-from .operator import BACKWARD, FLOORS, FORWARD
+from .operator import BACKWARD, FORWARD
 
 FUSED = COLOURS['vermilion']
 OPERATOR_COLOURS = {'operator': FUSED, 'formula': COLOURS['grey'],
-                    'compiled formula': COLOURS['sky blue']}
+                    'compiled formula': COLOURS['sky blue'],
+                    'without attention': COLOURS['green']}
 NETWORK_COLOURS = {FORMULA: COLOURS['grey'], FOLDED[BASELINE]: COLOURS['sky blue'],
                    FOLDED[ATTENTION]: COLOURS['orange']}
 
 
 def operator_table(rows: list[dict]) -> Table:
-    """Time, its ratio to the floor's, and memory of each contestant, stage by stage."""
-    table = Table()
-    for name in ('stage', 'pass', '', 'ms', '× floor', 'peak MB', '× floor'):
-        table.add_column(name, justify='right' if name[:1] in ('m', '×', 'p') else 'left')
-    for row in rows:
+    """Time, bandwidth, the host's time and memory of each contestant, stage by stage.
+
+    The bandwidth is in bytes that the floor moves, the copy that it is compared with is the floor.
+    """
+    hosts = any(row['host_microseconds'] is not None for row in rows)
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ('stage', 'pass', '', 'ms', 'GB/s', '% of copy', *(['host µs'] if hosts else []),
+                 'peak MB', '× floor'):
+        table.add_column(name, justify='left' if name in ('stage', 'pass', '') else 'right')
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
         floor = _floor(rows, row)
-        stage = f'{row["stage"]} {"×".join(map(str, row["shape"]))}' if row['shape'] else (
-            f'{row["stage"]}, 16 blocks')
+        stage = f'{row["stage"]} {"×".join(map(str, row["shape"][1:]))}' if row['shape'] else (
+            row['stage'])
+        host = row['host_microseconds']
         memory = ('', '') if row['peak_bytes'] is None else (
             f'{row["peak_bytes"] / 1e6:.1f}', f'{row["peak_bytes"] / floor["peak_bytes"]:.2f}')
-        table.add_row(stage, row['pass'], row['name'], f'{row["milliseconds"]:.2f}',
-                      f'{row["milliseconds"] / floor["milliseconds"]:.2f}', *memory,
-                      end_section=row is rows[-1])
+        table.add_row(
+            stage, row['pass'], row['name'], f'{row["milliseconds"]:.3f}', f'{bandwidth(row):.1f}',
+            f'{100 * floor["milliseconds"] / row["milliseconds"]:.0f}',
+            *(['' if host is None else f'{host:.0f}'] if hosts else []), *memory,
+            end_section=following is None or following['pass'] != row['pass'])
     return table
 
 
+def operator_lines(rows: list[dict]) -> list[str]:
+    """How the operator compares over ResNet-50's blocks, in a sentence for each pass."""
+    lines = []
+    for pass_ in (FORWARD, BACKWARD):
+        floor, operator, *others = (
+            row for row in rows if row['stage'] == 'ResNet-50' and row['pass'] == pass_)
+        ratio = operator['milliseconds'] / floor['milliseconds']
+        lines.append(
+            f'{pass_}: operator / ({floor["name"]}) = {ratio:.2f}, '
+            + ''.join(f'{row["name"]} / operator = '
+                      f'{row["milliseconds"] / operator["milliseconds"]:.2f}, ' for row in others)
+            + f'{bandwidth(operator):.1f} of {bandwidth(floor):.1f} GB/s')
+    return lines
+
+
+def bandwidth(row: dict) -> float:
+    """GB/s: the bytes that the floor moves, divided by the time."""
+    return row['bytes'] / row['milliseconds'] / 1e6
+
+
 def _floor(rows: list[dict], row: dict) -> dict:
-    return next(other for other in rows if (other['stage'], other['pass'], other['name']) == (
-        row['stage'], row['pass'], FLOORS[row['pass']]))
+    """The first of the row's stage and pass."""
+    return next(other for other in rows if (other['stage'], other['pass']) == (
+        row['stage'], row['pass']))
 
 
 def operator_plot(rows: list[dict], title: str) -> bytes:
     """Bandwidth of each contestant in each stage, the floor's as a line, as a PNG.
 
-    The bytes are those that the floor moves: 2 tensors of x's size forward, 5 forward and backward.
+    The bytes are those that the floor moves, see ``operator.FLOORS``.
     """
-    figure = Figure(figsize=(12, 5), layout='constrained')
+    figure = Figure(figsize=(14, 5), layout='constrained')
     for axes, pass_ in zip(figure.subplots(1, 2), (FORWARD, BACKWARD), strict=True):
         of_pass = [row for row in rows if row['pass'] == pass_]
         stages = list(dict.fromkeys(row['stage'] for row in of_pass))
         names = [name for name in OPERATOR_COLOURS if any(row['name'] == name for row in of_pass)]
-        bandwidth = {(row['stage'], row['name']): row['bytes'] / row['milliseconds'] / 1e6
-                     for row in of_pass}
+        reached = {(row['stage'], row['name']): bandwidth(row) for row in of_pass}
+        floor = of_pass[0]['name']
         for i, name in enumerate(names):
             width = 0.8 / len(names)
             places = [position + _offset(i, len(names), width) for position in range(len(stages))]
-            bars = axes.bar(places, [bandwidth[stage, name] for stage in stages], width,
+            bars = axes.bar(places, [reached[stage, name] for stage in stages], width,
                             color=OPERATOR_COLOURS[name], label=name)
-            _annotate(axes, bars, '.1f')
+            _annotate(axes, bars, '.1f' if max(reached.values()) < 100 else '.0f')
         for position, stage in enumerate(stages):
-            axes.plot([position - 0.45, position + 0.45], [bandwidth[stage, FLOORS[pass_]]] * 2,
-                      color='black', label=FLOORS[pass_] if position == 0 else None)
+            axes.plot([position - 0.45, position + 0.45], [reached[stage, floor]] * 2,
+                      color='black', label=floor if position == 0 else None)
         axes.set_xticks(range(len(stages)), [
             stage if stage == stages[-1] else f'stage {stage}' for stage in stages])
         axes.set_title(pass_)
         axes.set_ylabel('GB/s')
         style(axes)
         axes.legend(frameon=False, fontsize='small', loc='upper center',
-                    bbox_to_anchor=(0.5, -0.08), ncols=4)
+                    bbox_to_anchor=(0.5, -0.08), ncols=3)
     figure.suptitle(title, fontsize='medium')
     return png(figure)
 
@@ -90,6 +121,7 @@ def comparison_lines(rows: list[dict]) -> list[str]:
     return [f'{row["pass"]}: {row["name"]} / {base} = {row["time_ratio"]:.2f} in time '
             f'(half of the rounds {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '
             f'{row["memory_ratio"]:.2f} in peak memory'
+            + (f', {row["graph_ratio"]:.2f} as a CUDA graph' if row['graph_ratio'] else '')
             for row in rows if row['name'] != base]
 
 
@@ -139,4 +171,4 @@ def _annotate(axes: Axes, bars, format_: str) -> None:
     """Write each bar's height at its foot."""
     for bar in bars:
         axes.annotate(f'{bar.get_height():{format_}}', (bar.get_x() + bar.get_width() / 2, 0),
-                      xytext=(0, 2), textcoords='offset points', ha='center', fontsize='small')
+                      xytext=(0, 2), textcoords='offset points', ha='center', fontsize='x-small')

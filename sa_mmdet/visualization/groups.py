@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..configuration import ConfigError
 from ..models.attention import ShuffleAttention
-from ..ops.shuffle_attention import channel_shuffle
+from ..ops.reference import channel_shuffle
 from .detector import find_layer
 from .figure import COLOURS, png, style
 from .grad_cam import Target, gradient_times_output

@@ -56,7 +56,7 @@ def calls_of(monkeypatch, case):
     """The calls of each pass, which are not measured."""
     passes = []
 
-    def keep(calls, *_):
+    def keep(calls, *_, **__):
         passes.append(calls)
         return []
 
@@ -207,7 +207,7 @@ def test_backbone_tool_refuses(run_tool, args, message):
     assert message in output
 
 
-def test_backbone_tool_refuses_an_unknown_implementation(run_tool, monkeypatch):
-    monkeypatch.setenv('SA_MMDET_OPS', 'nonsense')
+def test_backbone_tool_refuses_an_unknown_implementation(run_tool, force_ops):
+    force_ops('nonsense')
     code, _ = run_tool('backbone', '--size', '64', '64')
     assert code.startswith("error: SA_MMDET_OPS='nonsense' is no implementation")

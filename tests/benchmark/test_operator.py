@@ -1,12 +1,29 @@
+import contextlib
 import json
+from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 
 from sa_mmdet.benchmark import measure
-from sa_mmdet.benchmark.measure import compare, median_times, peak_memory
-from sa_mmdet.benchmark.operator import OperatorCase, measure_operator
+from sa_mmdet.benchmark.measure import (
+    compare,
+    graph_times,
+    host_microseconds,
+    median_times,
+    peak_memory,
+)
+from sa_mmdet.benchmark.operator import (
+    BACKWARD,
+    FLOORS,
+    FORWARD,
+    OperatorCase,
+    _calls,
+    input_sets,
+    measure_operator,
+)
+from sa_mmdet.benchmark.report import operator_lines, operator_table
 
 CPU = torch.device('cpu')
 MEGABYTE = 2**20
@@ -48,6 +65,148 @@ def test_ratios_are_taken_within_each_round(monkeypatch):
     assert (fast['peak_bytes'], fast['memory_ratio']) == (50, 0.5)
 
 
+class FakeGraph:
+    """Runs at a replay what the calls appended to ``launched`` in the capture."""
+
+    launched = []
+
+    def replay(self):
+        self.launched.extend(self.captured)
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch):
+    """torch.cuda's graphs without a GPU, as far as the order of calls goes."""
+    pools, launched = iter(range(100)), []
+
+    @contextlib.contextmanager
+    def capture(graph, pool, stream):
+        before = len(launched)
+        yield
+        graph.captured, graph.pool = launched[before:], pool
+
+    monkeypatch.setattr(FakeGraph, 'launched', launched)
+    for name, fake in dict(
+            CUDAGraph=FakeGraph, graph=capture, stream=contextlib.nullcontext,
+            Stream=lambda device: SimpleNamespace(device=device, wait_stream=lambda _: None),
+            current_stream=lambda _: None, graph_pool_handle=lambda: next(pools)).items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(measure, '_FAILED_GRAPHS', [])
+    return launched
+
+
+def test_graphs_run_every_set_once_after_warm_up(fake_graphs, capsys):
+    sets = [{name: lambda call=f'{name}{i}': fake_graphs.append(call) for name in 'ab'}
+            for i in range(3)]
+    times = graph_times(sets, CPU, repeats=2)
+    a, b = (['a0', 'a1', 'a2'], ['b0', 'b1', 'b2'])
+    assert fake_graphs[:18] == [*a, *a, *a, *b, *b, *b]  # warm-up twice, captured
+    rest = fake_graphs[18:]
+    rounds = [rest[i:i + 3] for i in range(0, len(rest), 3)]
+    assert len(rounds) == 2 * (3 + 2)
+    assert rounds.count(a) == rounds.count(b) == 5
+    assert times.keys() == {'a', 'b'}
+    assert capsys.readouterr().err == ''
+
+
+def test_what_is_not_captured_is_called(fake_graphs, monkeypatch, capsys):
+    called = []
+    monkeypatch.setattr(measure, 'median_times', lambda calls, *_: {
+        name: call() or 6. for name, call in calls.items()} | dict(a=6.))
+
+    def synchronises():
+        called.append('a')
+        if len(called) == 5:  # twice for each set, then captured
+            raise RuntimeError('operation not permitted when stream is capturing\nCompile with')
+
+    sets = [dict(a=synchronises, b=lambda: fake_graphs.append('b')) for _ in range(2)]
+    assert graph_times(sets, CPU, repeats=1) == dict(a=3., b=3.)
+    assert len(called) == 5 + 2
+    assert fake_graphs == ['b'] * (3 + 1) * 2
+    assert capsys.readouterr().err == (
+        "warning: a: no CUDA graph, so that Python's time counts too: operation not permitted "
+        'when stream is capturing\n')
+    assert len(measure._FAILED_GRAPHS) == 1
+
+
+def test_host_time_is_of_one_call(monkeypatch):
+    synchronised, called = [], []
+    monkeypatch.setattr(torch.cuda, 'synchronize', synchronised.append)
+    clock = iter(range(100))
+    monkeypatch.setattr(measure.time, 'perf_counter', lambda: next(clock))
+    call = lambda: called.append(1)  # noqa: E731
+    assert host_microseconds(call, torch.device('cuda'), repeats=3, calls=10) == 1e5
+    assert len(called) == 1 + 3 * 10
+    assert len(synchronised) == 3 + 1
+    assert host_microseconds(call, CPU, repeats=3) is None
+
+
+@pytest.mark.parametrize(('moved', 'cache', 'sets'), [
+    (10**10, 50 * MEGABYTE, 2),  # however large
+    (10**9, 50 * MEGABYTE, 3),
+    (3 * 10**7, 50 * MEGABYTE, 100),
+    (10**6, 50 * MEGABYTE, 256),
+    (4 * 10**5, 5 * 10**7, 500),  # four times the cache
+    (1000, 50 * MEGABYTE, 1024),
+])
+def test_sets_of_inputs(moved, cache, sets):
+    assert input_sets(moved, cache) == sets
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_contestants_of_the_tail(dtype):
+    case = OperatorCase(tail=True, compiled=False, dtype=dtype)
+    shape = (2, 256, 3, 5)
+    forward, other = _calls(case, shape, FORWARD, 2)
+    assert list(forward) == ['add', 'operator', 'formula', 'without attention']
+    outputs = {name: call() for name, call in forward.items()}
+    assert all(y.shape == shape and y.dtype == dtype and not y.requires_grad
+               for y in outputs.values())
+    tolerance = dict(rtol=0.02, atol=0.05) if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(outputs['operator'], outputs['formula'], **tolerance)
+    assert not torch.equal(outputs['add'], other['add']())
+    backward, = _calls(case, shape, BACKWARD, 1)
+    assert len(backward['add + clone + add']()) == 3
+    y, gradients = backward['without attention']()
+    assert (y >= 0).all()
+    shapes = [shape, shape, (256, ), (256, )]
+    assert [gradient.shape for gradient in gradients[:4]] == shapes
+    assert gradients[4:] == (None, ) * 6
+    for name in ('operator', 'formula'):
+        y, gradients = backward[name]()
+        assert len(gradients) == 10
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize('tail', [False, True])
+def test_rows(tail):
+    case = OperatorCase(height=32, width=32, compiled=False, repeats=1, tail=tail)
+    rows = list(measure_operator(case))
+    assert all(row.keys() == {'stage', 'shape', 'pass', 'name', 'milliseconds',
+                              'host_microseconds', 'bytes', 'peak_bytes'} for row in rows)
+    assert all(row['host_microseconds'] is None for row in rows)
+    for pass_ in (FORWARD, BACKWARD):
+        first = next(row for row in rows if row['pass'] == pass_)
+        name, tensors = FLOORS[tail][pass_]
+        assert (first['name'], first['bytes']) == (name, tensors * 256 * 8 * 8 * 4)
+    assert 'host µs' not in [column.header for column in operator_table(rows).columns]
+
+
+def test_bandwidth_is_beside_the_floors():
+    rows = [{'stage': stage, 'shape': shape, 'pass': pass_, 'name': name, 'peak_bytes': None,
+             'milliseconds': milliseconds, 'bytes': 8 * 10**6, 'host_microseconds': 12.3}
+            for stage, shape in ((1, (2, 64, 3, 5)), ('ResNet-50', None))
+            for pass_ in (FORWARD, BACKWARD)
+            for name, milliseconds in (('copy', 2.), ('operator', 4.), ('formula', 16.))]
+    cells = {column.header: list(column.cells) for column in operator_table(rows).columns}
+    assert cells['GB/s'] == ['4.0', '2.0', '0.5'] * 4
+    assert cells['% of copy'] == ['100', '50', '12'] * 4
+    assert cells['host µs'] == ['12'] * 12
+    assert cells['stage'] == ['1 64×3×5'] * 6 + ['ResNet-50'] * 6
+    assert operator_lines(rows)[0] == (
+        'forward: operator / (copy) = 2.00, formula / operator = 4.00, 2.0 of 4.0 GB/s')
+
+
 def test_sum_is_over_the_16_blocks():
     rows = list(measure_operator(OperatorCase(height=32, width=32, compiled=False, repeats=1)))
     clone = [row for row in rows if row['name'] == 'clone']
@@ -71,6 +230,19 @@ def test_tool(run_tool, tmp_path):
     assert {row['name'] for row in content['rows']} == {
         'clone', 'clone + add', 'operator', 'formula'}
     assert cv2.imread(str(out.with_suffix('.png'))) is not None
+
+
+def test_tool_on_the_tail(run_tool, tmp_path):
+    out = tmp_path / 'tail'
+    code, output = run_tool('op', '--tail', '--size', 32, 32, '--no-compile', '--repeats', 1,
+                            '--out', out)
+    assert code == 0
+    assert 'forward + backward: operator / (add + clone + add) = ' in output
+    assert 'without attention / operator = ' in output
+    content = json.loads(out.with_suffix('.json').read_text())
+    assert content['title'].startswith("bottleneck's tail by ")
+    assert {row['name'] for row in content['rows']} == {
+        'add', 'add + clone + add', 'operator', 'formula', 'without attention'}
 
 
 @pytest.mark.parametrize(('args', 'message'), [

@@ -15,7 +15,7 @@ from sa_mmdet.models import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
-from sa_mmdet.ops.shuffle_attention import channel_shuffle
+from sa_mmdet.ops.reference import channel_shuffle
 
 LAYERS = [ShuffleAttention, SqueezeExcitation, EfficientChannelAttention, SpatialGroupEnhance, CBAM]
 SMALL = [(ShuffleAttention, dict(groups=2)), (SqueezeExcitation, dict(reduction=2)),

@@ -1,5 +1,6 @@
 """The bottleneck whose tail is one operator, and when it is not."""
 import copy
+import re
 from contextlib import contextmanager
 
 import pytest
@@ -33,10 +34,10 @@ def features(dtype=torch.float64, batch=2):
 @contextmanager
 def counted_fusions():
     """Counts the calls of the fused operator in a list."""
-    calls, tail = [], attention_bottleneck.bottleneck_tail
+    calls, compute = [], attention_bottleneck.compute
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_bottleneck, 'bottleneck_tail',
-                      lambda *args: calls.append(1) or tail(*args))
+        patch.setattr(attention_bottleneck, 'compute',
+                      lambda *args: calls.append(1) or compute(*args))
         yield calls
 
 
@@ -49,7 +50,7 @@ def fuses(block, x=None) -> bool:
 @contextmanager
 def unfused():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AttentionBottleneck, '_is_fusible', lambda *args: False)
+        patch.setattr(AttentionBottleneck, '_fusible_attention', lambda *args: None)
         yield
 
 
@@ -197,8 +198,8 @@ def test_replaced_forward_is_called():
     torch.testing.assert_close(block(x), block.relu(block.downsample(x)))
 
 
-def test_formula_is_not_fused(monkeypatch):
-    monkeypatch.setenv('SA_MMDET_OPS', 'reference')
+def test_formula_is_not_fused(force_ops):
+    force_ops('reference')
     assert not fuses(bottleneck())
 
 
@@ -261,7 +262,9 @@ def test_compiled(train, hooked):
     with torch.set_grad_enabled(train):
         actual = torch.compile(block, fullgraph=True, backend=backend)(x)
         torch.testing.assert_close(actual, block(x))
-    assert ['bottleneck_tail' in graph for graph in graphs] == [not hooked]
+    (arguments, ), = (re.findall(r'shuffle_attention\.default\]\(args = \((.*?)\)', graph)
+                      for graph in graphs)
+    assert (arguments.split(', ')[1] == 'None') == hooked  # the identity
 
 
 def test_traced_as_the_plain_sequence():

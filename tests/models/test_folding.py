@@ -8,8 +8,9 @@ from torch import nn
 from networks import assert_same_outputs, image, randomised
 from sa_mmdet.benchmark.measure import peak_memory
 from sa_mmdet.models import SAResNet
-from sa_mmdet.models.backbones.folding import conv_norm
+from sa_mmdet.models.backbones import folding
 from sa_mmdet.ops import implementations
+from sa_mmdet.ops.dispatch import route
 
 pytestmark = pytest.mark.skipif(
     implementations()['cpu'] is not None, reason=f'no C++ operator: {implementations()["cpu"]}')
@@ -24,6 +25,10 @@ def layers(**options):
 def features(size=12, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(2, 8, size, size, generator=generator, dtype=dtype)
+
+
+def conv_norm(conv, norm, x):
+    return folding.conv_norm(conv, norm, x, route(x))
 
 
 def folds(conv, norm, x) -> bool:
@@ -102,12 +107,12 @@ def test_full_precision_only():
     assert not folds(*layers().bfloat16(), features(dtype=torch.bfloat16))
 
 
-def test_formula_is_the_plain_sequence(monkeypatch):
-    monkeypatch.setenv('SA_MMDET_OPS', 'reference')
+def test_formula_is_the_plain_sequence(force_ops):
+    force_ops('reference')
     assert not folds(*layers(), features())
 
 
-def test_network_equals_the_plain_sequence(monkeypatch):
+def test_network_equals_the_plain_sequence(force_ops):
     """A whole network in training, folded where it pays: outputs and gradients."""
     network = randomised(SAResNet(50, num_stages=2, strides=(1, 2), dilations=(1, 1),
                                   out_indices=(0, 1))).double().train()
@@ -120,7 +125,7 @@ def test_network_equals_the_plain_sequence(monkeypatch):
         return *outputs, *torch.autograd.grad(loss, parameters)
 
     actual = outputs_and_gradients()
-    monkeypatch.setenv('SA_MMDET_OPS', 'reference')
+    force_ops('reference')
     for a, e in zip(actual, outputs_and_gradients(), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-9 * e.abs().max().item())
 

@@ -7,16 +7,15 @@ from fused import (
     LAYOUTS,
     LIBRARIES,
     forced,
+    fused_bn_sa_add_relu,
     gradients,
     random_batch_norm,
     random_input,
     random_parameters,
     refusal,
+    shuffle_attention,
 )
 from hypothesis import strategies as st
-
-from sa_mmdet.ops.bottleneck_tail import bottleneck_tail
-from sa_mmdet.ops.shuffle_attention import shuffle_attention
 
 LAYOUTS = {**LAYOUTS, 'expanded row': lambda x: x[:, :, :1].expand(x.shape)}
 FUSED = [name for name in (*LIBRARIES, 'triton') if refusal(name) is None]
@@ -89,7 +88,7 @@ class Call:
 
     def tail(self, z, identity):
         with forced(self.implementation) as name:
-            return bottleneck_tail(
+            return fused_bn_sa_add_relu(
                 z, identity, self.batch_norm, *self.parameters, self.groups, implementation=name)
 
     def same(self, actual, expected):

@@ -1,21 +1,41 @@
-"""Running the fused implementations beside the formula in float64."""
+"""Running the fused implementations beside the formula in float64.
+
+Triton's kernels run on the GPU where there is one (test_on_gpu.py), else in Triton's interpreter.
+The tests make CPU tensors: what goes to Triton is moved to the GPU, strides kept, and comes back.
+"""
+import functools
+import os
 from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from sa_mmdet.ops.bottleneck_tail import bottleneck_tail, bottleneck_tail_reference
-from sa_mmdet.ops.shuffle_attention import (
+from sa_mmdet import ops
+from sa_mmdet.ops import cpp, implementations, triton_launch
+from sa_mmdet.ops.reference import (
     channel_shuffle,
-    cpu,
-    implementations,
-    shuffle_attention,
+    fused_bn_sa_add_relu_reference,
     shuffle_attention_reference,
 )
 
+if triton_launch.INTERPRETED:  # it asks NumPy for the number in an array of one, which 2.5 refuses
+    from triton.runtime import interpreter
+    _patch_tensor = interpreter._patch_lang_tensor
+
+    def _patch(tensor, scope):
+        _patch_tensor(tensor, scope)
+        scope.set_attr(tensor, '__index__', lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = _patch
+
+# 'cuda', or 'cpu' to try the moving without a GPU
+MOVE_TO = os.environ.get('SA_MMDET_TEST_DEVICE')
+# times the tolerances, where exp and division are good to two units each
+ULPS_OF_TRITON = 4 if MOVE_TO == 'cuda' else 1
+
 # 'cpu-avx2' and so on are the C++ implementation by one of its libraries.
-LIBRARIES = tuple(f'cpu-{name}' for name in cpu.CAPABILITIES)
+LIBRARIES = tuple(f'cpu-{name}' for name in cpp.CAPABILITIES)
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SHAPES = [  # and groups
@@ -28,8 +48,12 @@ SHAPES = [  # and groups
 CASES = [(library, dtype, *shape)
          for library in LIBRARIES for dtype in DTYPES for shape in SHAPES]
 # Triton's interpreter takes its time over large planes.
+OF_TRITON = SHAPES[:4]
+if MOVE_TO == 'cuda':  # ResNet-50's stages
+    OF_TRITON = [*SHAPES, ((1, 256, 200, 336), 64), ((1, 512, 100, 168), 64),
+                 ((2, 1024, 50, 84), 64), ((2, 2048, 25, 42), 64)]
 CASES += [('triton', dtype, *shape)
-          for dtype in DTYPES if dtype != torch.float64 for shape in SHAPES[:4]]
+          for dtype in DTYPES if dtype != torch.float64 for shape in OF_TRITON]
 
 
 def refusal(implementation):
@@ -37,7 +61,7 @@ def refusal(implementation):
     if reason := implementations()[implementation.split('-')[0]]:
         return reason
     if implementation in LIBRARIES:
-        loaded = cpu.capability()[0]
+        loaded = cpp.capability()[0]
         if LIBRARIES.index(implementation) < LIBRARIES.index(f'cpu-{loaded}'):
             return 'this CPU has no ' + implementation
     return None
@@ -46,20 +70,86 @@ def refusal(implementation):
 def require(implementation):
     """Skip where the implementation cannot be used, saying why."""
     if reason := refusal(implementation):
+        assert 'tried out' not in reason, reason
         pytest.skip(reason)
 
 
 @contextmanager
 def forced(implementation):
-    """The name to force, while exactly the given library computes it."""
+    """The name to force, while exactly the given library computes it and fresh memory holds NaN."""
     require(implementation)
     name, _, capability = implementation.partition('-')
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, poisoned_memory():
         if capability:
-            library = cpu.library(capability)
+            library = cpp.library(capability)
             torch.ops.load_library(library)
-            patch.setattr(cpu, 'operators', lambda: cpu.operators_of(capability))
+            patch.setattr(cpp, 'operators', lambda: cpp.operators_of(capability))
         yield name
+
+
+@contextmanager
+def poisoned_memory():
+    """What is allocated and not written is NaN."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def moved(tensor, device):
+    """A copy on a device with the same strides, also where these overlap or leave gaps."""
+    if not tensor.numel():
+        return tensor.detach().to(device)
+    size = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = tensor.detach().as_strided((size,), (1,)).to(device, copy=True)
+    return memory.as_strided(tensor.shape, tensor.stride())
+
+
+class Move(torch.autograd.Function):
+    """``moved``, and its gradient moved back."""
+
+    @staticmethod
+    def forward(ctx, tensor, device):
+        ctx.device = tensor.device
+        return moved(tensor, device)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return moved(gradient, ctx.device), None
+
+
+def where_triton_runs(value):
+    """Tensors there, also those in tuples; anything else as it is."""
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(where_triton_runs, value))
+    if MOVE_TO is None or not isinstance(value, torch.Tensor):
+        return value
+    return Move.apply(value, MOVE_TO) if value.requires_grad else moved(value, MOVE_TO)
+
+
+def _anywhere(function):
+    @functools.wraps(function)
+    def call(*args, implementation=None, **options):
+        if MOVE_TO is None or implementation != 'triton':
+            return function(*args, implementation=implementation, **options)
+        return Move.apply(function(*where_triton_runs(args), implementation='triton', **{
+            key: where_triton_runs(value) for key, value in options.items()}), 'cpu')
+    return call
+
+
+shuffle_attention = _anywhere(ops.shuffle_attention)
+fused_bn_sa_add_relu = _anywhere(ops.fused_bn_sa_add_relu)
+
+
+def repeated(implementation, run):
+    """The results of ``run(name)``, which a second run gives bit for bit."""
+    with forced(implementation) as name:
+        first, second = run(name), run(name)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+    return first
 
 
 def random_parameters(p, dtype=torch.float32, seed=0):
@@ -110,7 +200,9 @@ def assert_close(name, actual, expected, terms=0., ulps=4):
     # the formula in float64 has rounding errors of its own
     ulps = 1e5 if actual.dtype == torch.float64 else ulps
     actual, expected, eps = actual[numbers], expected[numbers], torch.finfo(actual.dtype).eps
-    tolerance = ulps * eps * max(expected.abs().max().item(), terms)
+    # float32, in which the 16-bit types are computed, may count as 0 what is below its normal range
+    least = 0. if actual.dtype == torch.float64 else torch.finfo(torch.float32).smallest_normal
+    tolerance = ulps * eps * max(expected.abs().max().item(), terms) + least
     error = (actual.double() - expected).abs().max().item()
     assert error <= tolerance, f'{name}: error {error:.3g}, tolerance {tolerance:.3g}'
 
@@ -142,16 +234,24 @@ def terms_of_dx(dy, x, parameters, groups):
     return max(terms.abs().max().item() for terms in (through_mean, through_norm))
 
 
-def check(implementation, x, parameters, groups, dy, ulps=4, terms_of_dx=0.):
+def terms_of_y(x, parameters, groups):
+    """The largest of those that add up to a plane's mean, of which much may cancel."""
+    n, c, h, w = x.shape
+    x = x.detach().double().abs().reshape(n * groups, 2, c // (2 * groups), h, w)[:, 0]
+    cweight = parameters[0].detach().double().abs().flatten()
+    return (cweight * x.mean((2, 3)) * x.amax((2, 3)) / 4).max().item()
+
+
+def check(implementation, x, parameters, groups, dy, ulps=4, terms_of_y=0., terms_of_dx=0.):
     """Output and all gradients are those of the formula in float64, to some units of rounding."""
-    with forced(implementation) as name:
-        actual = gradients(
-            lambda *args: shuffle_attention(*args, groups, implementation=name), x, parameters, dy)
+    ulps *= ULPS_OF_TRITON if implementation == 'triton' else 1
+    actual = repeated(implementation, lambda name: gradients(
+        lambda *args: shuffle_attention(*args, groups, implementation=name), x, parameters, dy))
     expected = gradients(
         lambda *args: shuffle_attention_reference(*args, groups), x.double(), wide(parameters),
         dy.double())
 
-    terms = [0., terms_of_dx, *[sum_of_terms(dy, x, x.shape[1] // (2 * groups))] * 6]
+    terms = [terms_of_y, terms_of_dx, *[sum_of_terms(dy, x, x.shape[1] // (2 * groups))] * 6]
     for name, a, e, t in zip(('y', 'dx', *PARAMETERS), actual, expected, terms, strict=True):
         assert a.dtype == (x.dtype if name in ('y', 'dx') else parameters[0].dtype)
         assert_close(name, a, e, t, ulps)
@@ -193,12 +293,12 @@ def tail_gradients(function, z, identity, batch_norm, parameters, dout):
 def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout, ulps=4,
                terms_of_dz=0.):
     """As ``check``, for the tail of a bottleneck."""
-    with forced(implementation) as name:
-        actual = tail_gradients(
-            lambda *args: bottleneck_tail(*args, groups, implementation=name),
-            z, identity, batch_norm, parameters, dout)
+    ulps *= ULPS_OF_TRITON if implementation == 'triton' else 1
+    actual = repeated(implementation, lambda name: tail_gradients(
+        lambda *args: fused_bn_sa_add_relu(*args, groups, implementation=name),
+        z, identity, batch_norm, parameters, dout))
     expected = tail_gradients(
-        lambda *args: bottleneck_tail_reference(*args, groups=groups), z.double(),
+        lambda *args: fused_bn_sa_add_relu_reference(*args, groups=groups), z.double(),
         identity.double(), batch_norm and wide(batch_norm), wide(parameters), dout.double())
 
     out, dz, didentity, *of_parameters = actual
@@ -212,8 +312,8 @@ def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout
     terms = [sum_of_terms(dout, x, z.shape[1] // (2 * groups))] * 6
     if batch_norm:
         dx = tail_gradients(
-            lambda *args: bottleneck_tail_reference(*args, groups=groups), x, identity.double(),
-            None, wide(parameters), dout.double())[1]
+            lambda *args: fused_bn_sa_add_relu_reference(*args, groups=groups), x,
+            identity.double(), None, wide(parameters), dout.double())[1]
         deviation = F.batch_norm(z.double(), *(tensor.double() for tensor in batch_norm[2:]))
         names, tensors = ('bn_weight', 'bn_bias', *names), (*batch_norm[:2], *tensors)
         terms = [*((dx * factor).abs().nansum((0, 2, 3)).max().item() for factor in (deviation, 1)),

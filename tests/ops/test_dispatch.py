@@ -5,13 +5,19 @@ from collections import Counter
 
 import pytest
 import torch
-from fused import forced, random_input, random_parameters, require
+from fused import (
+    forced,
+    random_input,
+    random_parameters,
+    require,
+    shuffle_attention,
+)
 
 import sa_mmdet.ops
 from sa_mmdet.models import SAResNet, ShuffleAttention
-from sa_mmdet.ops.shuffle_attention import cpu, shuffle_attention, triton
+from sa_mmdet.ops import cpp, dispatch, triton_launch
 
-TAIL = 'sa_mmdet.bottleneck_tail.default'
+OPERATOR = 'sa_mmdet.shuffle_attention.default'
 
 
 @pytest.fixture
@@ -46,8 +52,9 @@ def called(monkeypatch):
 
         monkeypatch.setattr(module, 'forward', counted)
 
-    count('cpu', cpu)
-    count('triton', triton)
+    sa_mmdet.ops.implementations()  # which tries them out
+    count('cpu', cpp)
+    count('triton', triton_launch)
     return calls
 
 
@@ -71,30 +78,32 @@ def test_cpp_is_used_on_cpu(x, parameters, called):
 
 @pytest.mark.parametrize('name', ['reference', 'cpu', 'triton'])
 @pytest.mark.parametrize('by', ['argument', 'variable'])
-def test_forced(x, parameters, called, monkeypatch, name, by):
+def test_forced(x, parameters, called, force_ops, name, by):
     require(name)
     if by == 'variable':
-        monkeypatch.setenv('SA_MMDET_OPS', name)
+        force_ops(name)
     shuffle_attention(x, *parameters, 2, implementation=name if by == 'argument' else None)
     assert called == ({} if name == 'reference' else {name: 1})
 
 
-def test_argument_beats_variable(x, parameters, called, monkeypatch):
-    monkeypatch.setenv('SA_MMDET_OPS', 'cpu')
+def test_argument_beats_variable(x, parameters, called, force_ops):
+    force_ops('cpu')
     shuffle_attention(x, *parameters, 2, implementation='reference')
     assert not called
 
 
-def test_unknown_name(x, parameters, monkeypatch):
+def test_unknown_name(x, parameters, force_ops):
     with pytest.raises(ValueError, match=r"implementation='cuda'.*reference, cpu, triton"):
         shuffle_attention(x, *parameters, 2, implementation='cuda')
-    monkeypatch.setenv('SA_MMDET_OPS', 'fast')
+    force_ops('fast')
     with pytest.raises(ValueError, match=r"SA_MMDET_OPS='fast'.*reference, cpu, triton"):
         shuffle_attention(x, *parameters, 2)
 
 
 def test_forced_but_unavailable(x, parameters, monkeypatch):
-    monkeypatch.setattr(cpu, 'capability', lambda: (None, 'it was not built'))
+    for remembered in ('_problems', '_chosen'):
+        monkeypatch.setattr(dispatch, remembered, {})
+    monkeypatch.setattr(cpp, 'capability', lambda: (None, 'it was not built'))
     with pytest.raises(RuntimeError, match="implementation='cpu' cannot be used: it was not built"):
         shuffle_attention(x, *parameters, 2, implementation='cpu')
 
@@ -116,42 +125,25 @@ def test_bad_arguments(parameters, shape, groups, message):
         shuffle_attention(torch.zeros(shape), *parameters, groups)
 
 
-def test_without_library_the_formula_computes(x, parameters, called, monkeypatch, tmp_path):
-    expected = shuffle_attention(x, *parameters, 2, implementation='reference')
-    monkeypatch.setattr(cpu, 'library', lambda name: tmp_path / name)
-    monkeypatch.setattr(cpu, 'capability', cpu.capability.__wrapped__)
-    assert 'has not been built' in sa_mmdet.ops.implementations()['cpu']
-    assert torch.equal(shuffle_attention(x, *parameters, 2), expected)
-    assert not called
-
-
-def test_library_of_another_torch(monkeypatch, tmp_path):
-    for name in cpu.CAPABILITIES:
-        (tmp_path / name).write_bytes(b'not a library')
-    monkeypatch.setattr(cpu, 'library', lambda name: tmp_path / name)
-    monkeypatch.setattr(cpu, 'capability', cpu.capability.__wrapped__)
-    assert 'probably built for another torch' in sa_mmdet.ops.implementations()['cpu']
-
-
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
 @pytest.mark.parametrize('implementation', ['cpu', 'reference'])
 def test_operator_is_what_torch_library_demands(implementation, layout):
     """Schema, fake implementation and autograd, as torch checks them."""
     require(implementation)
     x = random_input((2, 8, 4, 3), torch.float32, layout).requires_grad_()
-    torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default,
-                          (x, *random_parameters(2), 2, 1e-5, implementation))
+    torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default, (
+        x, None, *[None] * 4, *random_parameters(2), 2, 1e-5, 0., implementation))
 
 
 @pytest.mark.parametrize('implementation', ['cpu', 'reference'])
-def test_compiled_gradients(layer, x, implementation, monkeypatch):
+def test_compiled_gradients(layer, x, implementation, force_ops):
     """The operator, also where it computes the formula, has the gradients of the formula."""
     require(implementation)
-    monkeypatch.setenv('SA_MMDET_OPS', implementation)
+    force_ops(implementation)
     tensors = [x.requires_grad_(), *layer.parameters()]
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     actual = torch.autograd.grad(compiled(x).square().sum(), tensors)
-    monkeypatch.setenv('SA_MMDET_OPS', 'reference')
+    force_ops('reference')
     expected = torch.autograd.grad(layer(x).square().sum(), tensors)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -171,7 +163,7 @@ def test_compiled_network_has_one_node_a_block(network):
     with torch.no_grad():
         actual = torch.compile(network, fullgraph=True, backend=backend)(x)
         torch.testing.assert_close(actual, network(x))
-    assert [operators(graph)[TAIL] for graph in graphs] == [16]
+    assert [operators(graph)[OPERATOR] for graph in graphs] == [16]
 
 
 @pytest.mark.slow
@@ -189,7 +181,7 @@ def test_network_compiled_by_inductor(network, train):
 def test_exported_network_has_one_node_a_block(network):
     x = torch.randn(1, 3, 32, 32)
     program = torch.export.export(network, (x, ))
-    assert operators(program.graph_module)[TAIL] == 16
+    assert operators(program.graph_module)[OPERATOR] == 16
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), network(x))
 
@@ -241,10 +233,10 @@ def test_onnx(layer, x, dynamo):
 def test_an_older_cpu_loads_an_older_library(capability, monkeypatch):
     with forced(f'cpu-{capability}'):
         monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', capability.upper)
-        assert cpu.capability.__wrapped__() == (capability, None)
+        assert cpp.capability.__wrapped__() == (capability, None)
 
 
 def test_an_unknown_cpu_loads_the_plain_library(monkeypatch):
     with forced('cpu-default'):
         monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'SVE256')
-        assert cpu.capability.__wrapped__() == ('default', None)
+        assert cpp.capability.__wrapped__() == ('default', None)

@@ -10,16 +10,12 @@ from fused import (
     random_input,
     random_parameters,
     require,
+    shuffle_attention,
 )
 
 from sa_mmdet.benchmark.measure import peak_memory
-from sa_mmdet.ops.shuffle_attention import (
-    channel_shuffle,
-    cpu,
-    shuffle_attention,
-    shuffle_attention_reference,
-    triton,
-)
+from sa_mmdet.ops import cpp, triton_launch
+from sa_mmdet.ops.reference import channel_shuffle, shuffle_attention_reference
 
 
 @pytest.mark.parametrize(('implementation', 'dtype', 'shape', 'groups'), CASES, ids=str)
@@ -36,7 +32,7 @@ def test_equals_formula(implementation, dtype, layout, shape, groups):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_planes_larger_than_a_triton_program(dtype, monkeypatch):
-    monkeypatch.setattr(triton, 'BLOCK', 512)
+    monkeypatch.setattr(triton_launch, 'BLOCK', 512)
     shape = 2, 6, 33, 41
     check('triton', random_input(shape, dtype, shift=3), random_parameters(3), 1,
           random_input(shape, dtype, seed=2))
@@ -158,10 +154,10 @@ def test_frozen(implementation, frozen):
 def test_frozen_input_is_not_differentiated():
     require('cpu')
     x, *parameters = (tensor.detach() for tensor in (torch.ones(1, 4, 3, 3), *random_parameters(1)))
-    stats = cpu.forward(x, *parameters, groups=2, eps=1e-5)[1]
-    dx, _ = cpu.backward(
-        x, x, stats, *parameters, groups=2, eps=1e-5, input_gradient=False)
-    assert dx.numel() == 0
+    settings = None, parameters, 2, 1e-5, 0.
+    _, stats = cpp.forward(x, None, *settings)
+    dx, didentity, *_ = cpp.backward(x, x, None, stats, *settings, False)
+    assert dx.numel() == didentity.numel() == 0
 
 
 def test_no_grad():

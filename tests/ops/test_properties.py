@@ -18,12 +18,13 @@ from fused import (
     random_identity,
     random_input,
     terms_of_dx,
+    terms_of_y,
 )
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sa_mmdet.models import ShuffleAttention
-from sa_mmdet.ops.shuffle_attention import shuffle_attention_reference
+from sa_mmdet.ops.reference import shuffle_attention_reference
 
 # of NumPy, in which Triton's interpreter computes
 pytestmark = pytest.mark.filterwarnings('ignore:.* encountered in:RuntimeWarning')
@@ -49,6 +50,7 @@ def check_call(call, x, dy):
     """Output and all gradients are those of the formula in float64."""
     parameters = call.parameters
     check(call.implementation, x, parameters, call.groups, dy, ulps=16,
+          terms_of_y=terms_of_y(x, parameters, call.groups),
           terms_of_dx=terms_of_dx(dy, x, parameters, call.groups))
 
 

@@ -4,11 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sa_mmdet.ops.shuffle_attention import (
-    channel_shuffle,
-    shuffle_attention,
-    shuffle_attention_reference,
-)
+from sa_mmdet.ops import shuffle_attention
+from sa_mmdet.ops.reference import channel_shuffle, shuffle_attention_reference
 
 GOLDEN = sorted((Path(__file__).parents[1] / 'data').glob('sa_layer_*.npz'))
 PARAMETERS = ('cweight', 'cbias', 'sweight', 'sbias', 'gn.weight', 'gn.bias')

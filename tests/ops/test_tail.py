@@ -10,6 +10,7 @@ from fused import (
     SHAPES,
     check_tail,
     forced,
+    fused_bn_sa_add_relu,
     parameters_for,
     random_batch_norm,
     random_identity,
@@ -17,10 +18,11 @@ from fused import (
     random_parameters,
     require,
     tail_gradients,
+    where_triton_runs,
 )
 
-from sa_mmdet.ops.bottleneck_tail import bottleneck_tail, bottleneck_tail_reference
-from sa_mmdet.ops.shuffle_attention import triton
+from sa_mmdet.ops import triton_launch
+from sa_mmdet.ops.reference import fused_bn_sa_add_relu_reference
 
 FUSED = pytest.mark.parametrize('implementation', ['cpu', 'triton'])
 IN_BOTH_LAYOUTS = pytest.mark.parametrize('layout', ['contiguous', 'channels_last'])
@@ -66,7 +68,7 @@ def test_without_batch_norm(implementation, layout, dtype):
 @WITH_AND_WITHOUT
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_planes_larger_than_a_triton_program(dtype, with_batch_norm, monkeypatch):
-    monkeypatch.setattr(triton, 'BLOCK', 512)
+    monkeypatch.setattr(triton_launch, 'BLOCK', 512)
     check_tail('triton', *random_tail((1, 6, 33, 41), 1, dtype, shift=3,
                                       with_batch_norm=with_batch_norm))
 
@@ -156,7 +158,7 @@ def test_nothing(implementation, with_batch_norm):
     z, identity = (torch.zeros(shape, requires_grad=True) for _ in range(2))
     batch_norm, parameters = random_batch_norm(8) if with_batch_norm else None, random_parameters(2)
     with forced(implementation) as name:
-        out = bottleneck_tail(z, identity, batch_norm, *parameters, 2, implementation=name)
+        out = fused_bn_sa_add_relu(z, identity, batch_norm, *parameters, 2, implementation=name)
     out.sum().backward()
     assert out.shape == z.grad.shape == identity.grad.shape == shape
     assert all((tensor.grad == 0).all() for tensor in (*(batch_norm or ())[:2], *parameters))
@@ -190,7 +192,7 @@ def test_frozen(implementation, frozen):
 
     with forced(implementation) as name:
         def out():
-            return bottleneck_tail(
+            return fused_bn_sa_add_relu(
                 z, identity, batch_norm, *parameters, groups, implementation=name)
 
         expected = torch.autograd.grad(out(), tensors, dout)
@@ -207,18 +209,15 @@ def test_frozen(implementation, frozen):
 def test_frozen_batch_norm_of_a_large_plane(monkeypatch):
     """Without the inputs' gradients nothing is written for them, the others are the same."""
     require('triton')
-    monkeypatch.setattr(triton, 'BLOCK', 64)
-    z, identity, batch_norm, parameters, _, dout = random_tail((1, 4, 9, 11), 1)
-    z, identity, dout, *tensors = (
-        tensor.detach() for tensor in (z, identity, dout, *batch_norm, *parameters))
-    batch_norm, parameters = tensors[:4], tensors[4:]
-    options = dict(groups=1, eps=1e-5, bn_eps=1e-5)
-    out, stats = triton.tail_forward(z, identity, batch_norm, *parameters, **options)
-    dz, didentity, *gradients = triton.tail_backward(
-        dout, z, out, stats, batch_norm, *parameters, **options, input_gradients=False)
+    monkeypatch.setattr(triton_launch, 'BLOCK', 64)
+    z, identity, batch_norm, parameters, groups, dout = random_tail((1, 4, 9, 11), 1)
+    z, identity, dout, *tensors = (where_triton_runs(tensor.detach()) for tensor in (
+        z, identity, dout, *batch_norm, *parameters))
+    settings = tensors[:4], tensors[4:], groups, 1e-5, 1e-5
+    out, stats = triton_launch.forward(z, identity, *settings)
+    dz, didentity, *gradients = triton_launch.backward(dout, z, out, stats, *settings, False)
     assert dz.numel() == didentity.numel() == 0
-    _, _, *expected = triton.tail_backward(
-        dout, z, out, stats, batch_norm, *parameters, **options, input_gradients=True)
+    _, _, *expected = triton_launch.backward(dout, z, out, stats, *settings, True)
     assert all(map(torch.equal, gradients, expected))
 
 
@@ -232,8 +231,8 @@ def test_result_does_not_depend_on_threads(layout, shape):
         for number in (1, 2, 3):
             torch.set_num_threads(number)
             results.append(tail_gradients(
-                lambda *args: bottleneck_tail(*args, groups), z, identity, batch_norm, parameters,
-                dout))
+                lambda *args: fused_bn_sa_add_relu(*args, groups), z, identity, batch_norm,
+                parameters, dout))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -247,20 +246,20 @@ def test_backward_keeps_the_input_output_and_statistics_only(implementation, lay
     saved = []
     with forced(implementation) as name, torch.autograd.graph.saved_tensors_hooks(
             saved.append, lambda tensor: tensor):
-        out = bottleneck_tail(z.requires_grad_(), identity.requires_grad_(), batch_norm,
+        out = fused_bn_sa_add_relu(z.requires_grad_(), identity.requires_grad_(), batch_norm,
                               *parameters, groups, implementation=name)
     large = [tensor for tensor in saved if tensor.numel() > 4 * z.shape[1]]
     assert [tensor.data_ptr() for tensor in large] == [z.data_ptr(), out.data_ptr()]
 
 
 def operator(implementation, with_batch_norm):
-    """``torch.ops.sa_mmdet.bottleneck_tail`` of the tensors that can be differentiated."""
+    """``torch.ops.sa_mmdet.shuffle_attention`` of the tensors that can be differentiated."""
     def tail(z, identity, *tensors):
         batch_norm, parameters = [None] * 4, tensors
         if with_batch_norm:
             batch_norm = [*tensors[:2], *random_batch_norm(z.shape[1], z.dtype)[2:]]
             parameters = tensors[2:]
-        return torch.ops.sa_mmdet.bottleneck_tail.default(
+        return torch.ops.sa_mmdet.shuffle_attention.default(
             z, identity, *batch_norm, *parameters, 1, 1e-5, 1e-5, implementation)[0]
     return tail
 
@@ -287,7 +286,7 @@ def test_operator_is_what_torch_library_demands(implementation, layout, with_bat
     require(implementation)
     z, identity, batch_norm, parameters, groups, _ = random_tail(
         (2, 8, 4, 3), 2, layout=layout, with_batch_norm=with_batch_norm)
-    torch.library.opcheck(torch.ops.sa_mmdet.bottleneck_tail.default, (
+    torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default, (
         z.requires_grad_(), identity.requires_grad_(), *(batch_norm or [None] * 4), *parameters,
         groups, 1e-5, 1e-5, implementation))
 
@@ -306,13 +305,13 @@ def test_bad_arguments(change, message):
                      batch_norm=random_batch_norm(8), groups=2)
     z, identity, batch_norm, groups = (arguments | change).values()
     with pytest.raises(ValueError, match=message):
-        bottleneck_tail(z, identity, batch_norm, *random_parameters(2), groups)
+        fused_bn_sa_add_relu(z, identity, batch_norm, *random_parameters(2), groups)
 
 
 class Tail(torch.nn.Module):
     """The operator with its parameters, of two inputs."""
 
-    def __init__(self, function=bottleneck_tail, with_batch_norm=True):
+    def __init__(self, function=fused_bn_sa_add_relu, with_batch_norm=True):
         super().__init__()
         self.function = function
         tensors = random_parameters(4)
@@ -337,20 +336,20 @@ def inputs():
 
 @pytest.fixture
 def formula(inputs):
-    return Tail(bottleneck_tail_reference)(*inputs)
+    return Tail(fused_bn_sa_add_relu_reference)(*inputs)
 
 
 @pytest.mark.parametrize('implementation', ['reference', 'cpu'])
 @WITH_AND_WITHOUT
-def test_compiled_gradients(inputs, implementation, with_batch_norm, monkeypatch):
+def test_compiled_gradients(inputs, implementation, with_batch_norm, force_ops):
     require(implementation)
-    monkeypatch.setenv('SA_MMDET_OPS', implementation)
+    force_ops(implementation)
     layer = Tail(with_batch_norm=with_batch_norm)
     tensors = [*(tensor.requires_grad_() for tensor in inputs),
                *(tensor for tensor in layer.parameters() if tensor.requires_grad)]
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
     actual = torch.autograd.grad(compiled(*inputs).square().sum(), tensors)
-    layer.function = bottleneck_tail_reference
+    layer.function = fused_bn_sa_add_relu_reference
     expected = torch.autograd.grad(layer(*inputs).square().sum(), tensors)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
@@ -362,7 +361,7 @@ def test_exported_with_dynamic_shape_is_one_node(inputs, with_batch_norm):
              for dimension, name in ((0, 'n'), (2, 'h'), (3, 'w'))}
     program = torch.export.export(layer, tuple(inputs), dynamic_shapes=(sizes, sizes))
     nodes = [str(node.target) for node in program.graph.nodes if node.op == 'call_function']
-    assert nodes[0] == 'sa_mmdet.bottleneck_tail.default'
+    assert nodes[0] == 'sa_mmdet.shuffle_attention.default'
     assert not [node for node in nodes if node.startswith('aten')]
     others = torch.randn(2, 3, 16, 9, 11)
     torch.testing.assert_close(program.module()(*others), layer(*others))

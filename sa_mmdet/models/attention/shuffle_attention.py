@@ -1,11 +1,9 @@
 import torch
 from torch import Tensor, nn
 
-from ...ops.shuffle_attention import (
-    shuffle_attention,
-    shuffle_attention_gates,
-    shuffle_attention_reference,
-)
+from ...ops.dispatch import route
+from ...ops.functional import compute
+from ...ops.reference import shuffle_attention_gates, shuffle_attention_reference
 from .base import (
     AttentionLayer,
     check_bool,
@@ -76,6 +74,8 @@ class ShuffleAttention(AttentionLayer):
         check_bool('shuffle', shuffle)
         if fc not in FC_CHOICES:
             raise ValueError(f'fc must be one of {FC_CHOICES}, got {fc!r}')
+        # whether a part is left out or replaced, as in the paper's Table 1
+        self.is_ablated = fc != 'affine' or not gn or not shuffle
         self.groups = groups
         self.eps = eps
         self.shuffle = shuffle
@@ -95,11 +95,6 @@ class ShuffleAttention(AttentionLayer):
             self.register_buffer('unshuffled', torch.tensor(True))
 
     @property
-    def is_ablated(self) -> bool:
-        """Whether a part is left out or replaced, as in the paper's Table 1."""
-        return self.fc != 'affine' or self.gn is None or not self.shuffle
-
-    @property
     def operands(self) -> tuple[Tensor, ...]:
         """The parameters in the order in which the operators take them, unless ``is_ablated``."""
         return (self.cweight, self.cbias, self.sweight, self.sbias, self.gn.weight, self.gn.bias)
@@ -107,7 +102,10 @@ class ShuffleAttention(AttentionLayer):
     def attend(self, x: Tensor) -> Tensor:
         if self.is_ablated:
             return self._attend_ablated(x)
-        return shuffle_attention(x, *self.operands, self.groups, self.eps)
+        if x.device != self.cweight.device:
+            raise ValueError(f'the input is on {x.device}, the layer on {self.cweight.device}: '
+                             'move either by .to()')
+        return compute(route(x), x, None, None, self.operands, self.groups, self.eps)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channel, spatial = shuffle_attention_gates(

@@ -4,6 +4,7 @@ from mmdet.registry import MODELS
 from torch import Tensor
 
 from ...checkpoint import TORCHVISION_MISSING, convert_on_load
+from ...ops.dispatch import route
 from ..attention import ShuffleAttention
 from ..attention.base import check_bool, check_feature_map
 from .arguments import STAGES, check_names, check_plugins, check_stages, find_layer
@@ -98,7 +99,7 @@ class AttentionResNet(ResNet):
     def _stem(self, x: Tensor) -> Tensor:
         if self.deep_stem:
             return self.stem(x)
-        return self.relu(conv_norm(self.conv1, self.norm1, x))
+        return self.relu(conv_norm(self.conv1, self.norm1, x, route(x)))
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         if self.convert_weights:

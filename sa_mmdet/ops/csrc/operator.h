@@ -1,6 +1,6 @@
 // The operators sa_mmdet::shuffle_attention_{forward,backward}_<capability>. Each instruction set
 // has a source file of its own, which names it, includes this one, and becomes a library of its
-// own; cpu.py loads the one that fits the machine.
+// own; cpp.py loads the one that fits the machine.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "pixels.h"
-#include "planes.h"
+#include "channels_last.h"
+#include "contiguous.h"
 
 #define STRINGIFY_(x) #x
 #define STRINGIFY(x) STRINGIFY_(x)
@@ -98,6 +98,13 @@ struct Gathered {
   }
 };
 
+// That of the tensors if it is one, else double.
+at::ScalarType gradient_type(at::TensorList tensors) {
+  for (const auto& tensor : tensors)
+    if (tensor.scalar_type() != tensors[0].scalar_type()) return at::kDouble;
+  return tensors.empty() ? at::kDouble : tensors[0].scalar_type();
+}
+
 // (6, p): of the attention's parameters, from the sums over all planes of their channel.
 Tensor attention_gradients(
     const std::vector<PlaneSums>& sums, const Parameters& parameters, int64_t channels) {
@@ -147,26 +154,26 @@ void check_like(const char* name, const Tensor& tensor, const Tensor& x) {
 }
 
 template <typename T>
-void forward_planes(
+void forward_contiguous(
     const Tensor& x, const Tensor& identity, Tensor& y, Statistics* stats,
     const Parameters& parameters, const Shape& shape) {
   const auto from = planes_of<const T>(x);
   const auto to = planes_of<T>(y);
   if (!identity.defined()) {
-    planes_forward<T>(from, to, stats, parameters, shape,
+    contiguous_forward<T>(from, to, stats, parameters, shape,
                       [](int64_t, int64_t, const Affine&, double) { return Alone<T>{}; });
     return;
   }
   const auto added = planes_of<const T>(identity);
-  planes_forward<T>(
+  contiguous_forward<T>(
       from, to, stats, parameters, shape,
       [=](int64_t n, int64_t c, const Affine& affine, double center) {
-        return Tail<T>{Pack<T>(affine.scale), Pack<T>(affine(center)),
+        return WithIdentity<T>{Pack<T>(affine.scale), Pack<T>(affine(center)),
                        added(n, shuffled(c, shape.c)), nullptr, nullptr, nullptr};
       });
 }
 
-// Attention alone, or with identity the tail. Returns the output and the planes' statistics.
+// Attention, and with an identity its addition and the ReLU. Returns the output and the planes' statistics.
 std::tuple<Tensor, Tensor> forward(
     const Tensor& x, const std::optional<Tensor>& identity, at::TensorList batch_norm,
     at::TensorList attention, int64_t groups, double eps, double bn_eps) {
@@ -185,10 +192,10 @@ std::tuple<Tensor, Tensor> forward(
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "shuffle_attention", [&] {
         if (layout == at::MemoryFormat::Contiguous) {
-          forward_planes<scalar_t>(from, added, y, stats_data, parameters, shape);
+          forward_contiguous<scalar_t>(from, added, y, stats_data, parameters, shape);
         } else {
           const auto kernel =
-              identity ? pixels_forward<scalar_t, true> : pixels_forward<scalar_t, false>;
+              identity ? channels_last_forward<scalar_t, true> : channels_last_forward<scalar_t, false>;
           kernel(from.const_data_ptr<scalar_t>(),
                  identity ? added.const_data_ptr<scalar_t>() : nullptr, y.data_ptr<scalar_t>(),
                  stats_data, parameters, shape);
@@ -198,7 +205,7 @@ std::tuple<Tensor, Tensor> forward(
 }
 
 template <typename T>
-void backward_planes(
+void backward_contiguous(
     const Tensor& dy, const Tensor& out, const Tensor& x, const Tensor& dx,
     const Tensor& didentity, const Statistics* stats, PlaneSums* sums,
     const Parameters& parameters, const Shape& shape) {
@@ -206,7 +213,7 @@ void backward_planes(
   const auto from = planes_of<const T>(x), gradient = planes_of<const T>(dy);
   const auto to = dx.numel() ? planes_of<T>(dx) : none;
   if (!out.defined()) {
-    planes_backward<T>(from, to, stats, sums, parameters, shape,
+    contiguous_backward<T>(from, to, stats, sums, parameters, shape,
                        [=](int64_t n, int64_t c, const Affine&, double) {
                          return Alone<T>{gradient(n, shuffled(c, shape.c))};
                        });
@@ -214,18 +221,18 @@ void backward_planes(
   }
   const auto result = planes_of<const T>(out);
   const auto to_identity = didentity.numel() ? planes_of<T>(didentity) : none;
-  planes_backward<T>(
+  contiguous_backward<T>(
       from, to, stats, sums, parameters, shape,
       [=](int64_t n, int64_t c, const Affine& affine, double center) {
         const int64_t at = shuffled(c, shape.c);
-        return Tail<T>{Pack<T>(affine.scale), Pack<T>(affine(center)), nullptr, gradient(n, at),
+        return WithIdentity<T>{Pack<T>(affine.scale), Pack<T>(affine(center)), nullptr, gradient(n, at),
                        result(n, at), to_identity.data ? to_identity(n, at) : nullptr};
       });
 }
 
-// Of attention alone, or with out of the tail. Returns dx, didentity and the gradients of the batch
-// norm's and the attention's parameters, in double; the first two are empty without
-// input_gradients, the second without out.
+// Of the attention, and with out of what follows it. Returns dx, didentity and the gradients of the
+// batch norm's and the attention's parameters; the first two are empty without input_gradients, the
+// second without out.
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Tensor& x, const std::optional<Tensor>& out, const Tensor& stats,
     at::TensorList batch_norm, at::TensorList attention, int64_t groups, double eps, double bn_eps,
@@ -253,21 +260,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (!sums.empty()) AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "shuffle_attention_backward", [&] {
         if (layout == at::MemoryFormat::Contiguous) {
-          backward_planes<scalar_t>(gradient, result, from, dx, didentity, stats_data,
+          backward_contiguous<scalar_t>(gradient, result, from, dx, didentity, stats_data,
                                     sums.data(), parameters, shape);
         } else {
           const auto data = [](const Tensor& tensor) {
             return tensor.numel() ? tensor.data_ptr<scalar_t>() : nullptr;
           };
-          const auto kernel = out ? pixels_backward<scalar_t, true> : pixels_backward<scalar_t, false>;
+          const auto kernel = out ? channels_last_backward<scalar_t, true> : channels_last_backward<scalar_t, false>;
           kernel(gradient.const_data_ptr<scalar_t>(),
                  out ? result.const_data_ptr<scalar_t>() : nullptr,
                  from.const_data_ptr<scalar_t>(), data(dx), data(didentity), stats_data,
                  sums.data(), parameters, shape);
         }
       });
-  return {dx, didentity, batch_norm_gradients(sums, x.size(1)),
-          attention_gradients(sums, parameters, x.size(1))};
+  const auto affine = batch_norm.slice(0, batch_norm.size() / 2);  // weight and bias
+  return {dx, didentity, batch_norm_gradients(sums, x.size(1)).to(gradient_type(affine)),
+          attention_gradients(sums, parameters, x.size(1)).to(gradient_type(attention))};
 }
 
 }  // namespace

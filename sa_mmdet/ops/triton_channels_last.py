@@ -18,6 +18,7 @@ from .triton_kernels import (
     gradient,
     gradient_sums,
     load_statistics,
+    mean_of,
     shuffled,
     through,
 )
@@ -91,8 +92,8 @@ def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constex
     rows = tl.arange(0, ROWS)
     one = tl.sum(tl.where((rows == 0)[:, None], z, 0.0), 0)
     exist = (first_pixel + rows < area)[:, None]
-    center = one + (tl.sum(tl.where(exist, z - one[None, :], 0.0), 0)
-                    / tl.minimum(area - first_pixel, ROWS))
+    center = one + mean_of(tl.sum(tl.where(exist, z - one[None, :], 0.0), 0),
+                           tl.minimum(area - first_pixel, ROWS))
     deviation = tl.where(exist, z - center[None, :], 0.0)
     total, squares = deviation, deviation * deviation
     for row in range(ROWS, CHUNK, ROWS):
@@ -237,8 +238,8 @@ def gradient_moments_kernel(
 def gradient_sums_kernel(
         moments_ptr, stats_ptr, affine_ptr, sums_ptr, cweight_ptr, cbias_ptr, sweight_ptr,
         sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
-        bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, TAIL: tl.constexpr,
-        BATCH_NORM: tl.constexpr, CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
+        bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr,
+        CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
     """The sums for the parameters' gradients, and the last three rows of affine."""
     n = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -264,8 +265,8 @@ def gradient_sums_kernel(
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM)
     mean_dlogit, linear, constant = gradient_sums(
-        bias, weight, total, moment, sums_ptr + (4 if TAIL else 2) * plane, c, exists, p, area, eps,
-        residual, scale, shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
+        bias, weight, total, moment, sums_ptr + (4 if BATCH_NORM else 2) * plane, c, exists, p,
+        area, eps, residual, scale, shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
     affine_ptr += n * 8 * channels + column
     tl.store(affine_ptr + 5 * channels, mean_dlogit, mask=exists)
     tl.store(affine_ptr + 6 * channels, linear, mask=exists)

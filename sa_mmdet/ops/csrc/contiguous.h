@@ -4,8 +4,8 @@
 
 #include <ATen/Parallel.h>
 
-#include "gate.h"
-#include "pack.h"
+#include "plane.h"
+#include "vec.h"
 
 namespace sa_mmdet {
 
@@ -91,7 +91,7 @@ template <typename T>
 struct Alone {
   const T* dy;
 
-  static constexpr bool kIsTail = false;
+  static constexpr bool kAddsIdentity = false;
 
   Pack<T> input(const Pack<T>& x, const Pack<T>&) const {
     return x;
@@ -122,12 +122,12 @@ inline Pack<T> relu_gradient(const Pack<T>& dy, const Pack<T>& out) {
 }
 
 template <typename T>
-struct Tail {
+struct WithIdentity {
   Pack<T> scale, at_center;  // of the affine function
   const T *identity, *dout, *out;
   T* didentity;
 
-  static constexpr bool kIsTail = true;
+  static constexpr bool kAddsIdentity = true;
 
   Pack<T> input(const Pack<T>&, const Pack<T>& deviation) const {
     return fmadd(scale, deviation, at_center);
@@ -209,7 +209,7 @@ RawSums gate_sums(
       const auto dz = dy * around.input(loaded, deviation) * (s.value * s.complement);
       dz_deviation.slots[slot] = fmadd(dz, deviation, dz_deviation.slots[slot]);
       dzs.slots[slot] = dzs.slots[slot] + dz;
-      if constexpr (Around::kIsTail) {
+      if constexpr (Around::kAddsIdentity) {
         const auto dv = dy * s.value;
         dv_deviation.slots[slot] = fmadd(dv, deviation, dv_deviation.slots[slot]);
         dvs.slots[slot] = dvs.slots[slot] + dv;
@@ -245,7 +245,7 @@ void gate_plane_backward(
     const auto dz = dy * around.input(loaded, deviation) * (s.value * s.complement);
     const auto through_gate = fmadd(minus_linear, deviation, dz - mean);
     auto dv = dy * s.value;
-    if constexpr (Around::kIsTail) dv = dv * scale;
+    if constexpr (Around::kAddsIdentity) dv = dv * scale;
     fmadd(slope, through_gate, dv).store(dx + i, count);
   });
 }
@@ -257,7 +257,7 @@ inline int64_t planes_per_task(int64_t area) {
 
 // around(n, c, affine, center): what surrounds the plane of input channel c.
 template <typename T, typename F>
-void planes_forward(
+void contiguous_forward(
     Planes<const T> x, Planes<T> y, Statistics* stats, const Parameters& parameters,
     const Shape& shape, F around) {
   using acc_t = accumulate_t<T>;
@@ -284,7 +284,7 @@ void planes_forward(
 
 // dx is left alone where it has no data.
 template <typename T, typename F>
-void planes_backward(
+void contiguous_backward(
     Planes<const T> x, Planes<T> dx, const Statistics* stats, PlaneSums* sums,
     const Parameters& parameters, const Shape& shape, F around) {
   using acc_t = accumulate_t<T>;

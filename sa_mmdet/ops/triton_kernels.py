@@ -118,6 +118,12 @@ def shuffled(c, channels):
 
 
 @triton.jit
+def mean_of(total, count):
+    """Rounded to nearest: a slope may magnify the two units that `/` can be off."""
+    return tl.div_rn(total, count.to(tl.float32) + tl.zeros_like(total))
+
+
+@triton.jit
 def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
                 ONE_BLOCK: tl.constexpr):
     """Mean, as center + residual, and variance of the planes whose first block is z."""
@@ -126,7 +132,8 @@ def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
     # And that mean from deviations from one element: of a constant plane nothing is left to round.
     exist = _exist(plane_exists, 0, area, BLOCK)
     one = tl.sum(tl.where((tl.arange(0, BLOCK) == 0)[None, :], z, 0.0), 1)
-    first = one + tl.sum(tl.where(exist, z - one[:, None], 0.0), 1) / tl.minimum(area, BLOCK)
+    first = one + mean_of(tl.sum(tl.where(exist, z - one[:, None], 0.0), 1),
+                          tl.minimum(area, BLOCK))
     deviation = tl.where(exist, z - first[:, None], 0.0)
     total, squares = deviation, deviation * deviation
     if not ONE_BLOCK:
@@ -136,8 +143,8 @@ def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
             deviation = tl.where(exist, z - first[:, None], 0.0)
             total += deviation
             squares += deviation * deviation
-    delta = tl.sum(total, 1) / area
-    variance = tl.sum(squares, 1) / area - delta * delta
+    delta = mean_of(tl.sum(total, 1), area)
+    variance = mean_of(tl.sum(squares, 1), area) - delta * delta
     center = first + delta
     return center, (first - center) + delta, tl.where(variance < 0, 0.0, variance)
 
@@ -247,8 +254,8 @@ def gradient_sums(
         of_weight = bn_rstd * (moment + distance * total)
         tl.store(sums_ptr + 2, of_weight.to(tl.float64), mask=exists)
         tl.store(sums_ptr + 3, total.to(tl.float64), mask=exists)
-    linear = rstd * scale * weight / area
-    return bias / area - linear * residual, linear, through_mean / area
+    linear = mean_of(rstd * scale * weight, area)
+    return mean_of(bias, area) - linear * residual, linear, mean_of(through_mean, area)
 
 
 @triton.jit
@@ -320,7 +327,7 @@ def backward_kernel(
             moment += direct * deviation
     mean_dlogit, linear, constant = gradient_sums(
         tl.sum(bias, 1), tl.sum(weight, 1), tl.sum(total, 1), tl.sum(moment, 1),
-        sums_ptr + (4 if TAIL else 2) * plane, c, plane_exists, p, area, eps, residual, scale,
+        sums_ptr + (4 if BATCH_NORM else 2) * plane, c, plane_exists, p, area, eps, residual, scale,
         shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
 
     if INPUT_GRADIENT:
@@ -342,3 +349,59 @@ def backward_kernel(
                 dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None],
                               mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
                 _write(dz, dz_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+
+
+@triton.jit
+def _store_sum(pointer, value, exists=None):
+    if pointer.dtype.element_ty != tl.float64:  # from which there is no way to 16 bits
+        value = value.to(tl.float32)
+    tl.store(pointer, value, mask=exists)
+
+
+@triton.jit
+def add_up_kernel(
+        sums_ptr, of_parameters_ptr, of_batch_norm_ptr, sweight_ptr, gn_weight_ptr, gn_bias_ptr,
+        images, channels, p, groups, BATCH_NORM: tl.constexpr, ROWS: tl.constexpr,
+        CHANNELS: tl.constexpr):
+    """(6, p) gradients of the parameters, and (2, C) of the batch norm, of what planes left.
+
+    groups are those of all images. The first p programs do one of the p channels of each branch,
+    the others the batch norm of CHANNELS channels.
+    """
+    of: tl.constexpr = 4 if BATCH_NORM else 2
+    program = tl.program_id(0)
+    if program < p:
+        zero = tl.zeros([ROWS], tl.float64)
+        cweight, cbias, x, one = zero, zero, zero, zero
+        for first in range(0, groups, ROWS):
+            group = first + tl.arange(0, ROWS)
+            exists = group < groups
+            at = sums_ptr + (group.to(tl.int64) * 2 * p + program) * of
+            cweight += tl.load(at, mask=exists, other=0)
+            cbias += tl.load(at + 1, mask=exists, other=0)
+            x += tl.load(at + p * of, mask=exists, other=0)
+            one += tl.load(at + p * of + 1, mask=exists, other=0)
+        # scale and shift of the group norm and those after it see the same two sums
+        x, one = tl.sum(x, 0), tl.sum(one, 0)
+        sweight = tl.load(sweight_ptr + program).to(tl.float64)
+        gn_weight = tl.load(gn_weight_ptr + program).to(tl.float64)
+        gn_bias = tl.load(gn_bias_ptr + program).to(tl.float64)
+        of_parameters_ptr += program
+        _store_sum(of_parameters_ptr, tl.sum(cweight, 0))
+        _store_sum(of_parameters_ptr + p, tl.sum(cbias, 0))
+        _store_sum(of_parameters_ptr + 2 * p, gn_weight * x + gn_bias * one)
+        _store_sum(of_parameters_ptr + 3 * p, one)
+        _store_sum(of_parameters_ptr + 4 * p, sweight * x)
+        _store_sum(of_parameters_ptr + 5 * p, sweight * one)
+    elif BATCH_NORM:
+        c = (program - p) * CHANNELS + tl.arange(0, CHANNELS)
+        exists = c < channels
+        weight = tl.zeros([CHANNELS], tl.float64)
+        bias = weight
+        at = sums_ptr + c * of
+        for _ in range(0, images):
+            weight += tl.load(at + 2, mask=exists, other=0)
+            bias += tl.load(at + 3, mask=exists, other=0)
+            at += channels * of
+        _store_sum(of_batch_norm_ptr + c, weight, exists)
+        _store_sum(of_batch_norm_ptr + channels + c, bias, exists)

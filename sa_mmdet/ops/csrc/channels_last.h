@@ -7,9 +7,9 @@
 
 #include <vector>
 
-#include "gate.h"
-#include "pack.h"
-#include "planes.h"
+#include "plane.h"
+#include "vec.h"
+#include "contiguous.h"
 
 namespace sa_mmdet {
 
@@ -107,7 +107,7 @@ struct Gates {
 };
 
 // One pack of elements of x with what its gate gives; v is what is attended to.
-template <typename T, bool kIsTail>
+template <typename T, bool kAddsIdentity>
 struct Gated {
   Pack<T> v, slope, deviation;
   Sigmoid<T> s;
@@ -117,7 +117,7 @@ struct Gated {
         slope(Pack<T>::load_acc(gates.slope.data() + c, count)),
         deviation(v - Pack<T>::load_acc(gates.center.data() + c, count)),
         s(sigmoid(fmadd(slope, deviation, Pack<T>::load_acc(gates.offset.data() + c, count)))) {
-    if constexpr (kIsTail)
+    if constexpr (kAddsIdentity)
       v = fmadd(Pack<T>::load_acc(gates.scale.data() + c, count), deviation,
                 Pack<T>::load_acc(gates.at_center.data() + c, count));
   }
@@ -127,9 +127,9 @@ struct Gated {
   }
 };
 
-// identity is that of the tail, and not read for attention alone.
-template <typename T, bool kIsTail>
-void pixels_forward(
+// identity is not read without kAddsIdentity.
+template <typename T, bool kAddsIdentity>
+void channels_last_forward(
     const T* x, const T* identity, T* y, Statistics* stats, const Parameters& parameters,
     const Shape& shape) {
   const Chunks chunks(shape);
@@ -147,9 +147,9 @@ void pixels_forward(
     const Gates<T> gates(stats + n * channels, parameters, channels);
     for (int64_t at = offset; at < offset + pixels * channels; at += channels)
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
-        const Gated<T, kIsTail> a(x + at, gates, c, count), b(x + at, gates, half + c, count);
+        const Gated<T, kAddsIdentity> a(x + at, gates, c, count), b(x + at, gates, half + c, count);
         auto y_a = a.v * a.s.value, y_b = b.v * b.s.value;
-        if constexpr (kIsTail) {
+        if constexpr (kAddsIdentity) {
           const auto [identity_a, identity_b] = load_interleaved<T>(identity + at + 2 * c, count);
           y_a = relu(y_a + identity_a), y_b = relu(y_b + identity_b);
         }
@@ -158,11 +158,11 @@ void pixels_forward(
   });
 }
 
-// dy of both halves of the channels. For the tail, that is where the ReLU's output is positive.
-template <typename T, bool kIsTail>
+// dy of both halves of the channels. With an identity, that is where the ReLU's output is positive.
+template <typename T, bool kAddsIdentity>
 std::pair<Pack<T>, Pack<T>> load_gradient(const T* dy, const T* out, int64_t at, int count) {
   auto gradient = load_interleaved<T>(dy + at, count);
-  if constexpr (kIsTail) {
+  if constexpr (kAddsIdentity) {
     const auto [out_a, out_b] = load_interleaved<T>(out + at, count);
     gradient.first = relu_gradient(gradient.first, out_a);
     gradient.second = relu_gradient(gradient.second, out_b);
@@ -170,7 +170,7 @@ std::pair<Pack<T>, Pack<T>> load_gradient(const T* dy, const T* out, int64_t at,
   return gradient;
 }
 
-template <typename T, bool kIsTail>
+template <typename T, bool kAddsIdentity>
 void chunk_sums(
     const T* dy, const T* out, const T* x, T* didentity, int64_t pixels, int64_t channels,
     const Gates<T>& gates, RawSums* sums) {
@@ -185,14 +185,14 @@ void chunk_sums(
     std::fill(arrays.begin(), arrays.end(), acc_t(0));
     for (int64_t at = first * channels; at < last * channels; at += channels)
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
-        const auto [dy_a, dy_b] = load_gradient<T, kIsTail>(dy, out, at + 2 * c, count);
+        const auto [dy_a, dy_b] = load_gradient<T, kAddsIdentity>(dy, out, at + 2 * c, count);
         if (didentity) store_interleaved<T>(didentity + at + 2 * c, dy_a, dy_b, count);
         const auto add = [&](int64_t c, const Pack<T>& dy) {
-          const Gated<T, kIsTail> gated(x + at, gates, c, count);
+          const Gated<T, kAddsIdentity> gated(x + at, gates, c, count);
           const auto dz = gated.dz(dy);
           add_to<T>(dz_deviation, c, dz * gated.deviation, count);
           add_to<T>(dzs, c, dz, count);
-          if constexpr (kIsTail) {
+          if constexpr (kAddsIdentity) {
             const auto dv = dy * gated.s.value;
             add_to<T>(dv_deviation, c, dv * gated.deviation, count);
             add_to<T>(dvs, c, dv, count);
@@ -208,10 +208,10 @@ void chunk_sums(
   }
 }
 
-// out and didentity are those of the tail, null for attention alone. dx is left alone where it is
+// out and didentity are null for attention alone. dx is left alone where it is
 // null.
-template <typename T, bool kIsTail>
-void pixels_backward(
+template <typename T, bool kAddsIdentity>
+void channels_last_backward(
     const T* dy, const T* out, const T* x, T* dx, T* didentity, const Statistics* stats,
     PlaneSums* sums, const Parameters& parameters, const Shape& shape) {
   using acc_t = accumulate_t<T>;
@@ -220,8 +220,8 @@ void pixels_backward(
   std::vector<RawSums> partial(chunks.count() * channels);
   chunks.parallel([&](int64_t chunk, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
-    chunk_sums<T, kIsTail>(
-        dy + offset, kIsTail ? out + offset : nullptr, x + offset,
+    chunk_sums<T, kAddsIdentity>(
+        dy + offset, kAddsIdentity ? out + offset : nullptr, x + offset,
         didentity ? didentity + offset : nullptr, pixels, channels, gates,
         partial.data() + chunk * channels);
   });
@@ -231,7 +231,7 @@ void pixels_backward(
     sums[plane] = parameters.plane_sums<acc_t>(c, stats[plane], raw);
   });
   if (!dx) return;
-  const T* gradient = kIsTail ? didentity : dy;
+  const T* gradient = kAddsIdentity ? didentity : dy;
   chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
     std::vector<acc_t> mean(channels), linear(channels), constant(channels);
@@ -245,14 +245,14 @@ void pixels_backward(
       for_each_pack<T>(0, half, [&](int64_t c, auto count) {
         const auto [dy_a, dy_b] = load_interleaved<T>(gradient + at + 2 * c, count);
         const auto put = [&](int64_t c, const Pack<T>& dy) {
-          const Gated<T, kIsTail> gated(x + at, gates, c, count);
+          const Gated<T, kAddsIdentity> gated(x + at, gates, c, count);
           const auto at_c = [&](const std::vector<acc_t>& array) {
             return Pack<T>::load_acc(array.data() + c, count);
           };
           const auto through_gate =
               gated.dz(dy) - at_c(mean) - at_c(linear) * gated.deviation;
           auto dv = dy * gated.s.value;
-          if constexpr (kIsTail) dv = dv * at_c(gates.scale);
+          if constexpr (kAddsIdentity) dv = dv * at_c(gates.scale);
           fmadd(gated.slope, through_gate, dv + at_c(constant)).store(dx + at + c, count);
         };
         put(c, dy_a);

@@ -1,0 +1,83 @@
+"""The C++ implementation (csrc/): float32, float64, bfloat16 and float16 on CPU.
+
+There is a library for each instruction set, ``_cpu_<capability>.so``, which setup.py builds.
+Loading one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward}_<capability>``.
+"""
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .reference import BatchNorm
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+# by what they need, the most first
+CAPABILITIES = ('avx512', 'avx2', 'default')
+
+REMEDY = ('Install sa_mmdet where torch and a C++ compiler are, by `SA_MMDET_BUILD=1 pip '
+          'install --no-build-isolation --no-deps -e .`, which shows what fails.')
+
+
+def library(name: str) -> Path:
+    """Return the file that a capability is compiled to; it exists where it was built."""
+    return Path(__file__).with_name(f'_cpu_{name}.so')
+
+
+@cache
+def capability() -> tuple[str | None, str | None]:
+    """Return the capability whose library was loaded, or else the reason why none was."""
+    supported = torch.backends.cpu.get_cpu_capability().lower()
+    first = CAPABILITIES.index(supported) if supported in CAPABILITIES else -1
+    for name in CAPABILITIES[first:]:
+        file = library(name)
+        if file.exists():
+            try:
+                torch.ops.load_library(file)
+            except OSError as error:
+                return None, (f'{file.name} does not load, it was probably built for another torch '
+                              f'than {torch.__version__}: {error.__cause__ or error}. '
+                              f'{REMEDY}')
+            return name, None
+    return None, f'the C++ operator has not been built. {REMEDY}'
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Return why this implementation cannot be used, None if that is not known."""
+    return capability()[1]
+
+
+def takes_device(device: torch.device) -> bool:
+    """Return whether tensors of a device are computed here."""
+    return device.type == 'cpu'
+
+
+@cache
+def operators() -> tuple[Callable, Callable]:
+    """Return forward and backward of the loaded library."""
+    return operators_of(capability()[0])
+
+
+@cache
+def operators_of(name: str) -> tuple[Callable, Callable]:
+    """Return forward and backward of a capability whose library was loaded."""
+    return (getattr(torch.ops.sa_mmdet, f'shuffle_attention_forward_{name}').default,
+            getattr(torch.ops.sa_mmdet, f'shuffle_attention_backward_{name}').default)
+
+
+def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
+            parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float
+            ) -> tuple[Tensor, Tensor]:
+    """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
+    return operators()[0](z, identity, batch_norm or [], parameters, groups, eps, bn_eps)
+
+
+def backward(
+        dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
+        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float,
+        input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what ``reference.backward`` does."""
+    return operators()[1](dout, z, out, stats, batch_norm or [], parameters, groups, eps, bn_eps,
+                          input_gradients)

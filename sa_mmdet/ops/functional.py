@@ -1,0 +1,199 @@
+"""Shuffle attention as functions of tensors."""
+import warnings
+from numbers import Integral
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .dispatch import HAS_OPERATOR, route
+from .reference import BatchNorm
+
+if HAS_OPERATOR:
+    from .library import ShuffleAttentionFunction
+
+PARAMETERS = ('cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias')
+BATCH_NORM = ('weight', 'bias', 'running mean', 'running variance')
+
+
+def shuffle_attention(
+    x: Tensor,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    implementation: str | None = None,
+) -> Tensor:
+    """Shuffle attention (Zhang & Yang, arXiv 2102.00240, section 3) by a fused implementation.
+
+    As ``shuffle_attention_reference`` without its ablations, at the price of a copy: the backward
+    pass keeps ``x`` and two numbers for each of its planes. Where a fused implementation takes
+    ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the one
+    operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, and on the meta device, in
+    torch.jit.trace, torch.func and ONNX export, it is PyTorch's own operators. So is double
+    backward; forward mode differentiation needs ``implementation='reference'``.
+
+    Every plane (n, c) is computed by itself: a NaN or an infinity may make the whole of its plane
+    NaN, in the output and in the gradient of ``x``, but no other; the gradients of the parameters
+    that the plane is multiplied with or shifted by become NaN too. In float32 and bfloat16 values
+    up to 1e15 are safe: beyond, their squares or the sums of these can leave float32.
+
+    Args:
+        x: (N, C, H, W), floating point, C divisible by 2 * groups, N may be 0, H and W not; any
+            strides, contiguous and channels_last are the fast ones.
+        cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
+        gn_weight, gn_bias: (p,).
+        groups: number of groups.
+        eps: added to the variance.
+        implementation: 'reference', 'cpu' or 'triton' forces one, as does the environment variable
+            SA_MMDET_OPS (``forget_choices`` after a change); None chooses by ``x``.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``x``, channels_last if ``x`` is and the operator computes it.
+
+    Raises:
+        TypeError: ``x`` or a parameter is no tensor of a floating dtype, or ``groups`` no integer.
+        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, H or
+            W is 0, or a parameter has not p values or is on another device than ``x``.
+        RuntimeError: the forced implementation cannot be used, or not for ``x``.
+    """
+    parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
+    if not torch.jit.is_tracing():  # where sizes are tensors, about which Python is not to decide
+        _check_arguments(x, parameters, groups)
+    return compute(route(x, implementation), x, None, None, parameters, groups, eps,
+                   implementation=implementation)
+
+
+def fused_bn_sa_add_relu(
+    z: Tensor,
+    identity: Tensor,
+    batch_norm: BatchNorm | None,
+    cweight: Tensor,
+    cbias: Tensor,
+    sweight: Tensor,
+    sbias: Tensor,
+    gn_weight: Tensor,
+    gn_bias: Tensor,
+    groups: int,
+    eps: float = 1e-5,
+    bn_eps: float = 1e-5,
+    implementation: str | None = None,
+) -> Tensor:
+    """ReLU(shuffle_attention(batch_norm(z)) + identity), with frozen statistics of the batch norm.
+
+    The end of SA-Net's bottleneck (Zhang & Yang, arXiv 2102.00240, section 3, in the place that
+    section 4 gives it) in two reads and one write; the backward pass keeps ``z``, the output and
+    two numbers for each plane. Computed, compiled, exported and differentiated twice as
+    ``shuffle_attention`` is, by the same operator. In 16 bits only the result is rounded, where the
+    sequence of layers rounds after each.
+
+    Args:
+        z: (N, C, H, W), the output of conv3, floating point, C divisible by 2 * groups.
+        identity: what is added, of the shape, dtype and device of ``z``.
+        batch_norm: (C,) weight, bias, running mean and running variance, any floating dtype; None
+            for none. The running statistics get no gradient.
+        cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
+        gn_weight, gn_bias: (p,).
+        groups: number of groups.
+        eps, bn_eps: added to the variance in the group norm and in the batch norm.
+        implementation: as for ``shuffle_attention``.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``z``, channels_last if ``z`` is and the operator computes it.
+
+    Raises:
+        TypeError, ValueError: as ``shuffle_attention``; ``identity`` differs from ``z`` in shape,
+            dtype or device; ``batch_norm`` is not four tensors of C values on that device.
+        RuntimeError: the forced implementation cannot be used, or not for ``z``.
+    """
+    parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
+    if not torch.jit.is_tracing():
+        _check_arguments(z, parameters, groups)
+        _check_surroundings(z, identity, batch_norm)
+    return compute(route(z, implementation), z, identity, batch_norm, parameters, groups, eps,
+                   bn_eps, implementation)
+
+
+def bottleneck_tail(*args, **kwargs) -> Tensor:
+    """Call ``fused_bn_sa_add_relu``, whose former name this is; it will go with the next release.
+    """
+    warnings.warn('sa_mmdet.ops.bottleneck_tail is now called fused_bn_sa_add_relu',
+                  DeprecationWarning, stacklevel=2)
+    return fused_bn_sa_add_relu(*args, **kwargs)
+
+
+def compute(chosen: ModuleType | None, z: Tensor, identity: Tensor | None,
+            batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...], groups: int, eps: float,
+            bn_eps: float = 0., implementation: str | None = None) -> Tensor:
+    """Compute either function above by what ``route`` has chosen for ``z``; check nothing."""
+    if chosen is reference:
+        if identity is None:
+            return reference.shuffle_attention_reference(z, *parameters, groups, eps)
+        return reference.fused_bn_sa_add_relu_reference(
+            z, identity, batch_norm, *parameters, groups=groups, eps=eps, bn_eps=bn_eps)
+    if chosen and not torch.is_grad_enabled():
+        return chosen.forward(z, identity, batch_norm, parameters, groups, eps, bn_eps)[0]
+    function = (ShuffleAttentionFunction.apply if chosen else
+                torch.ops.sa_mmdet.shuffle_attention.default)
+    return function(z, identity, *(batch_norm or (None, ) * 4), *parameters, groups, eps, bn_eps,
+                    implementation)[0]
+
+
+def _check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
+    """Raise TypeError or ValueError unless the input and the six parameters fit each other."""
+    _check_floating('x', x)
+    if x.dim() != 4:
+        raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
+    if 0 in x.shape[2:]:
+        raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
+                         f'at least 1, got shape {tuple(x.shape)}')
+    if type(groups) is not int and (type(groups) is bool or not isinstance(groups, Integral)):
+        raise TypeError(f'groups must be an integer, got {groups!r}')
+    if groups < 1 or x.shape[1] % (2 * groups):
+        raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
+                         f'{2 * groups}: choose another number of groups')
+    p = x.shape[1] // (2 * groups)
+    for name, parameter in zip(PARAMETERS, parameters, strict=True):
+        _check_values(name, parameter, p, 'C / (2 * groups)', x.device)
+
+
+def _check_surroundings(z: Tensor, identity: Tensor, batch_norm: BatchNorm | None) -> None:
+    _check_floating('identity', identity)
+    for what in ('shape', 'dtype', 'device'):
+        found, expected = getattr(identity, what), getattr(z, what)
+        if found != expected:
+            raise ValueError(f'identity must have the {what} of z, {expected}, got {found}')
+    if batch_norm is None:
+        return
+    if not isinstance(batch_norm, (tuple, list)) or len(batch_norm) != len(BATCH_NORM):
+        found = (f'{len(batch_norm)} of them' if isinstance(batch_norm, (tuple, list)) else
+                 type(batch_norm).__name__)
+        raise TypeError(f'batch_norm must be None or four tensors, {", ".join(BATCH_NORM)}; got '
+                        f'{found}')
+    for name, tensor in zip(BATCH_NORM, batch_norm, strict=True):
+        _check_values(f"the batch norm's {name}", tensor, z.shape[1], 'C', z.device)
+
+
+def _check_values(name: str, tensor: Tensor, count: int, meaning: str, device: torch.device
+                  ) -> None:
+    """Raise TypeError or ValueError unless ``tensor`` has ``count`` numbers on ``device``."""
+    _check_floating(name, tensor)
+    if tensor.numel() != count:
+        raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} '
+                         'values')
+    if tensor.device != device:
+        raise ValueError(f'{name} must be on the device of the input, {device}, got '
+                         f'{tensor.device}: move the module or the input by .to()')
+
+
+def _check_floating(name: str, tensor: Tensor) -> None:
+    """Raise TypeError unless ``tensor`` is one of a floating dtype."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f'{name} must be a floating point tensor, got {found}: convert it, by '
+                        'torch.as_tensor(...).float() for example')

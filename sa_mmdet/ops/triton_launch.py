@@ -1,0 +1,241 @@
+"""The Triton implementation: float32, bfloat16 and float16 on CUDA, computed in float32.
+
+Tested under Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors if forced.
+Not run on a GPU yet, only compiled for one: neither its speed nor the choice of plans below is
+measured. Every program writes what is its own and the sums over programs have a fixed order: there
+is no atomic operation in whose order results could differ. Nor do they depend on other images.
+"""
+import math
+import os
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .reference import BatchNorm, gradient_dtype, memory_format
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its kernels, a C '
+          'compiler (Debian and Ubuntu: apt-get install gcc).')
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+
+# Contiguous planes: the elements of a plane that a program holds, 16 a thread. A plane up to this
+# size is read once, planes smaller than SHARED share a program.
+BLOCK, ELEMENTS_A_WARP, SHARED = 8192, 512, 2048
+# channels_last: a program takes COLUMNS channels of a chunk of pixels, a TILE at a time, and merges
+# so many chunks of so many channels at a time.
+COLUMNS, CHUNK_ELEMENTS, TILE, TILE_ELEMENTS_A_WARP = 64, 16384, 1024, 256
+MERGED_CHANNELS, MERGED_CHUNKS = 16, 64
+# rows of sums and channels that a program adds up
+ROWS, CHANNELS = 128, 64
+
+
+def device() -> torch.device:
+    """Return the current one of those whose tensors are computed here."""
+    if INTERPRETED:
+        return torch.device('cpu')
+    return torch.device('cuda', torch.cuda.current_device() if torch.cuda.is_available() else 0)
+
+
+def takes_device(device: torch.device) -> bool:
+    """Return whether tensors of a device are computed here."""
+    return device.type == ('cpu' if INTERPRETED else 'cuda')
+
+
+def unavailable(device: torch.device) -> str | None:
+    """Return why this implementation cannot be used, None if that is not known."""
+    if find_spec('triton') is None:
+        return ('Triton is not installed, which comes with torch for CUDA: '
+                'install it by `pip install triton`.')
+    if INTERPRETED:
+        return None
+    if torch.version.hip:
+        return f'it was made for NVIDIA GPUs, this is torch for ROCm {torch.version.hip}.'
+    if not torch.cuda.is_available():
+        return 'there is no CUDA device.'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (7, 0):
+        return ('Triton needs a GPU of compute capability 7.0 or more, '
+                f'this has {".".join(map(str, capability))}.')
+    return None
+
+
+def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
+            parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float
+            ) -> tuple[Tensor, Tensor]:
+    """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
+    layout = memory_format(z)
+    y = torch.empty_like(z, memory_format=layout)
+    stats = z.new_empty(*z.shape[:2], 2, dtype=torch.float64)
+    if not z.numel():
+        return y, stats.zero_()
+    z, identity = (_in_layout(tensor, layout) for tensor in (z, identity))
+    launch = _Launch(z, batch_norm, parameters, groups, eps, bn_eps)
+    with torch.cuda.device_of(z):
+        if layout == torch.channels_last:
+            launch.forward_channels_last(z, identity, y, stats)
+        else:
+            launch.forward_contiguous(z, identity, y, stats)
+    return y, stats
+
+
+def backward(
+        dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
+        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float,
+        input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute what ``reference.backward`` does."""
+    layout = memory_format(z)
+    dz, didentity = (
+        torch.empty_like(z, memory_format=layout) if wanted else z.new_empty(0)
+        for wanted in (input_gradients, input_gradients and out is not None))
+    new = stats.new_empty if z.numel() else stats.new_zeros
+    of_batch_norm = (new if batch_norm else stats.new_zeros)(
+        2, z.shape[1], dtype=gradient_dtype(batch_norm and batch_norm[:2]))
+    of_parameters = new(6, parameters[4].numel(), dtype=gradient_dtype(parameters))
+    if z.numel():
+        dout, z, out = (_in_layout(tensor, layout) for tensor in (dout, z, out))
+        sums = new(*z.shape[:2], 4 if batch_norm else 2)
+        launch = _Launch(z, batch_norm, parameters, groups, eps, bn_eps)
+        with torch.cuda.device_of(z):
+            if layout == torch.channels_last:
+                launch.backward_channels_last(dout, z, out, stats, dz, didentity, sums)
+            else:
+                launch.backward_contiguous(dout, z, out, stats, dz, didentity, sums)
+            launch.add_up(sums, of_parameters, of_batch_norm)
+    return dz, didentity, of_batch_norm, of_parameters
+
+
+class _Launch:
+    """Launches the kernels for tensors of one shape, with one set of parameters."""
+
+    def __init__(self, z: Tensor, batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...],
+                 groups: int, eps: float, bn_eps: float):
+        self.images, self.channels, height, width = z.shape
+        self.area, self.groups = height * width, groups
+        self.p, self.eps, self.bn_eps = self.channels // (2 * groups), eps, bn_eps
+        self.parameters = [tensor.contiguous() for tensor in (*parameters, *(batch_norm or ()))]
+        if batch_norm is None:
+            self.parameters += [None] * 4
+        # fusion would round differently what is written to cancel
+        self.options = dict(BATCH_NORM=batch_norm is not None, enable_fp_fusion=False)
+
+    def forward_contiguous(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
+        from .triton_kernels import forward_kernel
+        self._contiguous(forward_kernel, (z, identity, y, stats), (z, identity, y),
+                         TAIL=identity is not None)
+
+    def backward_contiguous(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
+                            dz: Tensor, didentity: Tensor, sums: Tensor):
+        from .triton_kernels import backward_kernel
+        self._contiguous(backward_kernel, (dout, z, out, stats, dz, didentity, sums),
+                         (dout, z, out, dz, didentity), TAIL=out is not None,
+                         INPUT_GRADIENT=dz.numel() > 0)
+
+    def _contiguous(self, kernel, tensors: tuple[Tensor | None, ...],
+                    strided: tuple[Tensor | None, ...], **constants):
+        planes, block, warps = contiguous_plan(self.area)
+        strides = [stride for tensor in strided for stride in _strides(tensor)]
+        number = self.images * self.channels
+        kernel[(-(-number // planes), )](
+            *tensors, *self.parameters, number, self.channels, self.p, self.area, self.eps,
+            self.bn_eps, *strides, **constants, **self.options,
+            UNIT=math.gcd(16, self.area, *strides), PLANES=planes, BLOCK=block,
+            ONE_BLOCK=self.area <= block, num_warps=warps)
+
+    def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
+        from . import triton_channels_last as kernels
+        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area)
+        grid, merge_grid = self._grids(columns, chunks)
+        moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
+        affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
+        numbers = self.channels, self.area, chunks
+        kernels.moments_kernel[grid](z, moments, *numbers, CHANNELS=columns, **tile,
+                                     enable_fp_fusion=False)
+        kernels.statistics_kernel[merge_grid](
+            moments, stats, affine, *self.parameters, self.channels, self.p, self.area, chunks,
+            self.eps, self.bn_eps, CHUNK=tile['CHUNK'], **merge, **self.options)
+        kernels.output_kernel[grid](z, identity, y, affine, *numbers, TAIL=identity is not None,
+                                    CHANNELS=columns // 2, **tile, **self.options)
+
+    def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
+                               dz: Tensor, didentity: Tensor, sums: Tensor):
+        from . import triton_channels_last as kernels
+        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area)
+        grid, merge_grid = self._grids(columns, chunks)
+        moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
+        affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
+        numbers, tail = (self.channels, self.area, chunks), out is not None
+        kernels.affine_kernel[merge_grid](
+            stats, affine, *self.parameters, self.channels, self.p, self.eps, self.bn_eps,
+            CHANNELS=merge['CHANNELS'], num_warps=1, **self.options)
+        kernels.gradient_moments_kernel[grid](
+            dout, z, out, affine, didentity, moments, *numbers, TAIL=tail,
+            INPUT_GRADIENT=dz.numel() > 0, CHANNELS=columns // 2, **tile, **self.options)
+        kernels.gradient_sums_kernel[merge_grid](
+            moments, stats, affine, sums, *self.parameters, self.channels, self.p, self.area,
+            chunks, self.eps, self.bn_eps, **merge, **self.options)
+        if dz.numel():
+            kernels.gradient_kernel[grid](
+                didentity if tail else dout, z, affine, dz, *numbers, CHANNELS=columns // 2, **tile,
+                **self.options)
+
+    def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        return ((self.images * chunks, -(-self.channels // columns)),
+                (self.images, -(-self.channels // MERGED_CHANNELS)))
+
+    def add_up(self, sums: Tensor, of_parameters: Tensor, of_batch_norm: Tensor):
+        from .triton_kernels import add_up_kernel
+        blocks = -(-self.channels // CHANNELS) if self.options['BATCH_NORM'] else 0
+        add_up_kernel[(self.p + blocks, )](
+            sums, of_parameters, of_batch_norm, self.parameters[2], *self.parameters[4:6],
+            self.images, self.channels, self.p, self.images * self.groups, ROWS=ROWS,
+            CHANNELS=CHANNELS, num_warps=1, **self.options)
+
+
+@cache
+def contiguous_plan(area: int) -> tuple[int, int, int]:
+    """Return how many planes a program takes, how many of their elements at a time, and its warps.
+    """
+    block = min(_power_of_two(area), BLOCK)
+    planes = max(1, SHARED // block)
+    return planes, block, max(1, planes * block // ELEMENTS_A_WARP)
+
+
+@cache
+def channels_last_plan(channels: int, area: int) -> tuple[int, int, dict, dict]:
+    """Return the channels that a program takes, the chunks of an image, and its kernels' constants.
+
+    The last are those of the kernels that go over pixels, and of those that merge chunks.
+    """
+    columns = min(COLUMNS, _power_of_two(channels))
+    rows = TILE // columns
+    chunk = max(rows, min(CHUNK_ELEMENTS // columns, _power_of_two(area)))
+    chunks = -(-area // chunk)
+    return (columns, chunks,
+            dict(CHUNK=chunk, ROWS=rows, num_warps=TILE // TILE_ELEMENTS_A_WARP),
+            dict(CHUNKS=min(MERGED_CHUNKS, _power_of_two(chunks)), CHANNELS=MERGED_CHANNELS,
+                 num_warps=4))
+
+
+def _power_of_two(number: int) -> int:
+    """The first that is not smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+def _in_layout(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
+    """With pixels of a plane, or channels of a pixel, side by side."""
+    if x is None:
+        return None
+    h, w = x.shape[2:]
+    rows = w == 1 or x.stride(3) == 1
+    columns = h == 1 or x.stride(2) == w
+    if layout == torch.contiguous_format and rows and columns:
+        return x
+    return x.contiguous(memory_format=layout)
+
+
+def _strides(x: Tensor | None) -> tuple[int, int]:
+    """Of image and channel; 0 where there is nothing to read or write."""
+    return (0, 0) if x is None or not x.numel() else (x.stride(0), x.stride(1))
