@@ -67,7 +67,7 @@ def graph_times(sets: list[dict[str, Call]], device: torch.device,
             replays[name] = graph.replay
         except Exception as error:  # whatever the calls raise
             print(f"warning: {name}: no CUDA graph, so that Python's time counts too: "
-                  f'{reason(error)}', file=sys.stderr)
+                  f'{reason(error.__context__ or error)}', file=sys.stderr)
             _FAILED_GRAPHS.append(graph)
             pool = torch.cuda.graph_pool_handle()  # the other stays reserved for the failed one
             replays[name] = lambda calls=calls: [call() for call in calls]

@@ -150,7 +150,7 @@ def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
         if not case.tail:
             return shuffle_attention(x, *others, GROUPS, implementation=implementation)
         return fused_bn_sa_add_relu(x, others[0], others[1:5], *others[5:], GROUPS,
-                               implementation=implementation)
+                                    implementation=implementation)
 
     contestants = {'operator': operator,
                    'formula': functools.partial(operator, implementation='reference')}

@@ -1,10 +1,14 @@
 """Which implementation computes: decided once for each device and dtype, then remembered."""
+import math
 import os
+import threading
 import warnings
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 from . import cpp, reference, triton_launch
@@ -18,7 +22,9 @@ BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
 HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 
 _chosen: dict[tuple[str | None, torch.device, torch.dtype], ModuleType] = {}
-_problems: dict[tuple[str, torch.device], str | None] = {}
+_problems: dict[tuple[str, torch.device, torch.dtype], str | None] = {}
+_warned: set[tuple[str, torch.device]] = set()
+_lock = threading.RLock()
 
 
 def implementations() -> dict[str, str | None]:
@@ -33,8 +39,12 @@ def implementations() -> dict[str, str | None]:
 
 
 def forget_choices() -> None:
-    """Choose anew from the next call on: after ``SA_MMDET_OPS`` changed in a running process."""
-    _chosen.clear()
+    """Choose, and try out, anew from the next call on.
+
+    For a running process in which ``SA_MMDET_OPS`` changed, or what was missing has been installed.
+    """
+    for remembered in (_chosen, _problems, _warned):
+        remembered.clear()
 
 
 def choose(x: Tensor, implementation: str | None = None) -> ModuleType:
@@ -52,17 +62,17 @@ def choose(x: Tensor, implementation: str | None = None) -> ModuleType:
         RuntimeError: the forced implementation cannot be used here, or not for ``x``.
     """
     key = implementation, x.device, x.dtype
-    chosen = _chosen.get(key)
-    if chosen is None:
-        chosen = _chosen[key] = _choose(*key)
-    return chosen
+    if key not in _chosen:
+        with _lock:
+            _chosen[key] = _choose(*key)
+    return _chosen[key]
 
 
 def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
     """Return what computes ``x`` at once, or None for the operator of torch.library.
 
-    PyTorch's compilers, modes and subclasses are to see that operator; tracing, ONNX export and
-    torch.func see the operators of the reference.
+    PyTorch's compilers, modes and subclasses are to see that operator; tracing, ONNX export,
+    torch.func and forward mode differentiation see the operators of the reference.
 
     Raises:
         ValueError, RuntimeError: as ``choose``.
@@ -70,8 +80,9 @@ def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
     if torch.compiler.is_compiling():
         return None if HAS_OPERATOR and not torch.onnx.is_in_onnx_export() else reference
     if (torch._C._get_tracing_state() is not None or x.is_meta
-            or torch._C._are_functorch_transforms_active()):
+            or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return reference
+    # first without a call: once for each block of a network
     chosen = _chosen.get((implementation, x.device, x.dtype)) or choose(x, implementation)
     if chosen is not reference and (torch._C._len_torch_dispatch_stack()
                                     or type(x) not in (Tensor, torch.nn.Parameter)):
@@ -79,15 +90,25 @@ def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
     return chosen
 
 
-def problem(name: str, device: torch.device) -> str | None:
-    """Return why an implementation cannot be used on its device, None if it can; tried out once."""
-    if name == 'reference':
-        return None
-    key = name, device
-    if key not in _problems:
-        module = IMPLEMENTATIONS[name]
-        _problems[key] = module.unavailable(device) or _failure(module, device)
-    return _problems[key]
+def problem(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Return why a fused implementation cannot be used, None if it can: once, it is tried out.
+
+    Args:
+        name: 'cpu' or 'triton'.
+        device, dtype: of tensors that it takes.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory to try it out.
+        RuntimeError: a CUDA graph is being captured, in which nothing can be tried.
+    """
+    with _lock:
+        key = name, device, dtype
+        if key not in _problems:
+            module = IMPLEMENTATIONS[name]
+            _problems[key] = (
+                f'it needs torch >= 2.4, this is {torch.__version__}.' if not HAS_OPERATOR else
+                module.unavailable(device) or _failure(module, device, dtype))
+        return _problems[key]
 
 
 def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
@@ -98,53 +119,74 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
         fused = BY_DEVICE.get(device.type, 'reference')
         if fused == 'reference' or dtype not in IMPLEMENTATIONS[fused].DTYPES:
             return reference
-        warned = (fused, device) in _problems
-        reason = problem(fused, device)
-        if reason and not warned:
+        reason = problem(fused, device, dtype)
+        if reason and (fused, device) not in _warned:
             warnings.warn(
-                f'shuffle attention on {device} is computed by PyTorch\'s own operators, several '
-                f'times slower: {reason} {ENVIRONMENT_VARIABLE}=reference in the environment '
-                'chooses them without this warning.', RuntimeWarning, stacklevel=2)
+                f"on {device} sa_mmdet computes by PyTorch's own operators, several times slower: "
+                f'{reason} {ENVIRONMENT_VARIABLE}=reference in the environment chooses them '
+                'without this warning.', RuntimeWarning, stacklevel=2)
+            _warned.add((fused, device))
         return reference if reason else IMPLEMENTATIONS[fused]
     if name not in IMPLEMENTATIONS:
         raise ValueError(f'{source}={name!r} is no implementation of shuffle attention: use one of '
                          f'{", ".join(IMPLEMENTATIONS)}')
-    module, refusal = IMPLEMENTATIONS[name], None
-    if module is not reference:
-        if not module.takes_device(device):
-            refusal = f'it does not compute on {device}'
-        elif dtype not in module.DTYPES:
-            refusal = f'it does not compute in {dtype}'
-        if refusal:
-            refusal += '; without the name one is chosen for the tensor'
-    if refusal := refusal or problem(name, device):
+    module = IMPLEMENTATIONS[name]
+    if module is reference:
+        return module
+    what = (f'on {device}' if not module.takes_device(device) else
+            f'in {dtype}' if dtype not in module.DTYPES else None)
+    refusal = (f'it does not compute {what}; without the name one is chosen for the tensor' if what
+               else problem(name, device, dtype))
+    if refusal:
         raise RuntimeError(f'{source}={name!r} cannot be used: {refusal}')
     return module
 
 
-def _failure(module: ModuleType, device: torch.device) -> str | None:
+def _failure(module: ModuleType, device: torch.device, dtype: torch.dtype) -> str | None:
     """Compute a small case and compare it with the reference: what goes wrong, if anything."""
+    if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError('the first use of sa_mmdet on a device is tried out, which a CUDA graph '
+                           'cannot capture: call the network once before the capture')
     try:
-        with _disable_current_modes(), torch.no_grad():
-            for layout in (torch.contiguous_format, torch.channels_last):
-                error = _largest_error(module, device, layout)
-                if not error < 1e-3:
-                    return (f'it was tried out and gave wrong numbers, off by {error:.1g} of the '
-                            'largest: please report it, with your GPU and versions.')
+        with _undisturbed(device):
+            error = max(_largest_error(module, device, dtype, layout)
+                        for layout in (torch.contiguous_format, torch.channels_last))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # a compiler, a linker, a driver: whatever is missing raises its own
         return (f'it was tried out and failed: {type(error).__name__}: '
                 f'{" ".join(str(error).split())[:500]} {module.REMEDY}')
-    return None
+    if error < max(1e-3, 4 * torch.finfo(dtype).eps):
+        return None
+    return (f'it was tried out and gave wrong numbers, off by {error:.1g} of the largest: please '
+            'report it.')
 
 
-def _largest_error(module: ModuleType, device: torch.device, layout: torch.memory_format) -> float:
-    """Of all results of a forward and backward pass."""
+@contextmanager
+def _undisturbed(device: torch.device):
+    """What the user's code has set up for its own tensors is not meant for the trial."""
+    with (_disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(),
+          torch.autocast(device.type, enabled=False)):
+        if device.type != 'cuda':
+            yield
+            return
+        debug = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode(0)
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(debug)
+
+
+def _largest_error(module: ModuleType, device: torch.device, dtype: torch.dtype,
+                   layout: torch.memory_format) -> float:
+    """Of all results of a forward and backward pass; infinity where one is not a number."""
     def some(*shape: int, by: float) -> Tensor:
         """Numbers in (-1, 1), without drawing any: random numbers are the user's."""
         count = torch.Size(shape).numel()
         return torch.arange(count, device=device).mul(by).sin().float().view(shape)
 
-    z, identity, dout = (some(2, 8, 6, 5, by=by).contiguous(memory_format=layout)
+    z, identity, dout = (some(2, 8, 6, 5, by=by).to(dtype, memory_format=layout)
                          for by in (1.3, 0.7, 2.1))
     batch_norm = some(8, by=1.1), some(8, by=0.9), some(8, by=0.5), some(8, by=0.3) + 1.5
     parameters = (*(some(1, 2, 1, 1, by=by) + by for by in (0.3, 0.5, 0.7, 0.9)),
@@ -155,5 +197,5 @@ def _largest_error(module: ModuleType, device: torch.device, layout: torch.memor
     expected = out, *reference.backward(dout, z, out, stats, *settings, True)
     actual_out, actual_stats = module.forward(z, identity, *settings)
     actual = actual_out, *module.backward(dout, z, out, actual_stats, *settings, True)
-    return torch.stack([((a - e).abs().max() / e.abs().max()).double()
-                        for a, e in zip(actual, expected, strict=True)]).max().item()
+    return max(((a.double() - e).abs().max() / e.abs().max()).nan_to_num(math.inf).item()
+               for a, e in zip(actual, expected, strict=True))

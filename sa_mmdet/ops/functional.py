@@ -14,21 +14,14 @@ if HAS_OPERATOR:
     from .library import ShuffleAttentionFunction
 
 PARAMETERS = ('cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias')
-BATCH_NORM = ('weight', 'bias', 'running mean', 'running variance')
+BATCH_NORM = tuple(f"the batch norm's {name}" for name in (
+    'weight', 'bias', 'running mean', 'running variance'))
 
 
 def shuffle_attention(
-    x: Tensor,
-    cweight: Tensor,
-    cbias: Tensor,
-    sweight: Tensor,
-    sbias: Tensor,
-    gn_weight: Tensor,
-    gn_bias: Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    implementation: str | None = None,
-) -> Tensor:
+        x: Tensor, cweight: Tensor, cbias: Tensor, sweight: Tensor, sbias: Tensor,
+        gn_weight: Tensor, gn_bias: Tensor, groups: int, eps: float = 1e-5,
+        implementation: str | None = None) -> Tensor:
     """Shuffle attention (Zhang & Yang, arXiv 2102.00240, section 3) by a fused implementation.
 
     As ``shuffle_attention_reference`` without its ablations, at the price of a copy: the backward
@@ -36,7 +29,7 @@ def shuffle_attention(
     ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the one
     operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, and on the meta device, in
     torch.jit.trace, torch.func and ONNX export, it is PyTorch's own operators. So is double
-    backward; forward mode differentiation needs ``implementation='reference'``.
+    backward, and forward mode differentiation.
 
     Every plane (n, c) is computed by itself: a NaN or an infinity may make the whole of its plane
     NaN, in the output and in the gradient of ``x``, but no other; the gradients of the parameters
@@ -70,20 +63,9 @@ def shuffle_attention(
 
 
 def fused_bn_sa_add_relu(
-    z: Tensor,
-    identity: Tensor,
-    batch_norm: BatchNorm | None,
-    cweight: Tensor,
-    cbias: Tensor,
-    sweight: Tensor,
-    sbias: Tensor,
-    gn_weight: Tensor,
-    gn_bias: Tensor,
-    groups: int,
-    eps: float = 1e-5,
-    bn_eps: float = 1e-5,
-    implementation: str | None = None,
-) -> Tensor:
+        z: Tensor, identity: Tensor, batch_norm: BatchNorm | None, cweight: Tensor, cbias: Tensor,
+        sweight: Tensor, sbias: Tensor, gn_weight: Tensor, gn_bias: Tensor, groups: int,
+        eps: float = 1e-5, bn_eps: float = 1e-5, implementation: str | None = None) -> Tensor:
     """ReLU(shuffle_attention(batch_norm(z)) + identity), with frozen statistics of the batch norm.
 
     The end of SA-Net's bottleneck (Zhang & Yang, arXiv 2102.00240, section 3, in the place that
@@ -152,14 +134,12 @@ def _check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> 
     if 0 in x.shape[2:]:
         raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
                          f'at least 1, got shape {tuple(x.shape)}')
-    if type(groups) is not int and (type(groups) is bool or not isinstance(groups, Integral)):
+    if isinstance(groups, bool) or not isinstance(groups, Integral):
         raise TypeError(f'groups must be an integer, got {groups!r}')
     if groups < 1 or x.shape[1] % (2 * groups):
         raise ValueError(f'x has {x.shape[1]} channels, which is not divisible by 2 * groups = '
                          f'{2 * groups}: choose another number of groups')
-    p = x.shape[1] // (2 * groups)
-    for name, parameter in zip(PARAMETERS, parameters, strict=True):
-        _check_values(name, parameter, p, 'C / (2 * groups)', x.device)
+    _check_values(PARAMETERS, parameters, x.shape[1] // (2 * groups), 'C / (2 * groups)', x.device)
 
 
 def _check_surroundings(z: Tensor, identity: Tensor, batch_norm: BatchNorm | None) -> None:
@@ -170,25 +150,25 @@ def _check_surroundings(z: Tensor, identity: Tensor, batch_norm: BatchNorm | Non
             raise ValueError(f'identity must have the {what} of z, {expected}, got {found}')
     if batch_norm is None:
         return
-    if not isinstance(batch_norm, (tuple, list)) or len(batch_norm) != len(BATCH_NORM):
+    if not isinstance(batch_norm, (tuple, list)) or len(batch_norm) != 4:
         found = (f'{len(batch_norm)} of them' if isinstance(batch_norm, (tuple, list)) else
                  type(batch_norm).__name__)
-        raise TypeError(f'batch_norm must be None or four tensors, {", ".join(BATCH_NORM)}; got '
-                        f'{found}')
-    for name, tensor in zip(BATCH_NORM, batch_norm, strict=True):
-        _check_values(f"the batch norm's {name}", tensor, z.shape[1], 'C', z.device)
+        raise TypeError('batch_norm must be None or four tensors, weight, bias, running mean and '
+                        f'running variance; got {found}')
+    _check_values(BATCH_NORM, batch_norm, z.shape[1], 'C', z.device)
 
 
-def _check_values(name: str, tensor: Tensor, count: int, meaning: str, device: torch.device
-                  ) -> None:
-    """Raise TypeError or ValueError unless ``tensor`` has ``count`` numbers on ``device``."""
-    _check_floating(name, tensor)
-    if tensor.numel() != count:
-        raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} '
-                         'values')
-    if tensor.device != device:
-        raise ValueError(f'{name} must be on the device of the input, {device}, got '
-                         f'{tensor.device}: move the module or the input by .to()')
+def _check_values(names: tuple[str, ...], tensors: tuple[Tensor, ...], count: int, meaning: str,
+                  device: torch.device) -> None:
+    """Raise TypeError or ValueError unless each tensor has ``count`` numbers on ``device``."""
+    for name, tensor in zip(names, tensors, strict=True):
+        _check_floating(name, tensor)
+        if tensor.numel() != count:
+            raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} '
+                             'values')
+        if tensor.device != device:
+            raise ValueError(f'{name} must be on the device of the input, {device}, got '
+                             f'{tensor.device}: move the module or the input by .to()')
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:

@@ -79,7 +79,8 @@ def _gradients(ctx, dout, _):
     z, out, stats, *tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     settings = *tensors, ctx.groups, ctx.eps, ctx.bn_eps, wanted[0] or wanted[1]
-    if torch.is_grad_enabled():  # create_graph: the reference's derivative can be differentiated
+    if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(dout):
+        # create_graph, is_grads_batched: the reference's derivative is made of PyTorch's operators
         backward, implementation = _backward, 'reference'
     else:
         implementation = ctx.implementation

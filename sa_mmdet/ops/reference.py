@@ -27,17 +27,9 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def shuffle_attention_reference(
-    x: Tensor,
-    cweight: Tensor | None,
-    cbias: Tensor | None,
-    sweight: Tensor | None,
-    sbias: Tensor | None,
-    gn_weight: Tensor | None,
-    gn_bias: Tensor | None,
-    groups: int,
-    eps: float = 1e-5,
-    shuffle: bool = True,
-) -> Tensor:
+        x: Tensor, cweight: Tensor | None, cbias: Tensor | None, sweight: Tensor | None,
+        sbias: Tensor | None, gn_weight: Tensor | None, gn_bias: Tensor | None, groups: int,
+        eps: float = 1e-5, shuffle: bool = True) -> Tensor:
     """Shuffle attention in plain PyTorch, and the ablations of the paper's Table 1.
 
     With p = C / (2 * groups) channels for each branch of each group: the first half of a group is
@@ -69,16 +61,9 @@ def shuffle_attention_reference(
 
 
 def shuffle_attention_gates(
-    x: Tensor,
-    cweight: Tensor | None,
-    cbias: Tensor | None,
-    sweight: Tensor | None,
-    sbias: Tensor | None,
-    gn_weight: Tensor | None,
-    gn_bias: Tensor | None,
-    groups: int,
-    eps: float = 1e-5,
-) -> tuple[Tensor, Tensor]:
+        x: Tensor, cweight: Tensor | None, cbias: Tensor | None, sweight: Tensor | None,
+        sbias: Tensor | None, gn_weight: Tensor | None, gn_bias: Tensor | None, groups: int,
+        eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """The gates of ``shuffle_attention_reference``, whose arguments it takes.
 
     Returns:
@@ -209,10 +194,11 @@ def backward(
             dy, weight * normalised + bias, parameters, groups, eps)
         dz = dx * weight * rstd
         of_batch_norm = torch.stack([(dx * normalised).sum((0, 2, 3)), dx.sum((0, 2, 3))])
-    layout, nothing = memory_format(z), z.new_empty(0)
-    return (dz.to(z.dtype).contiguous(memory_format=layout) if input_gradients else nothing,
-            dy.contiguous(memory_format=layout) if input_gradients and out is not None else nothing,
-            of_batch_norm.to(gradient_dtype(batch_norm and batch_norm[:2])),
+    wanted = input_gradients, input_gradients and out is not None
+    dz, didentity = (
+        gradient.to(z.dtype).contiguous(memory_format=memory_format(z)) if want else z.new_empty(0)
+        for gradient, want in zip((dz, dy), wanted, strict=True))
+    return (dz, didentity, of_batch_norm.to(gradient_dtype(batch_norm and batch_norm[:2])),
             gradients.to(gradient_dtype(parameters)))
 
 

@@ -19,11 +19,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its kernels, a C '
           'compiler (Debian and Ubuntu: apt-get install gcc).')
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
 # Contiguous planes: the elements of a plane that a program holds, 16 a thread. A plane up to this
-# size is read once, planes smaller than SHARED share a program.
-BLOCK, ELEMENTS_A_WARP, SHARED = 8192, 512, 2048
+# size is read once. Smaller planes share a program, which holds SHARED elements, 4 a thread.
+BLOCK, ELEMENTS_A_WARP, SHARED, SHARED_ELEMENTS_A_WARP = 8192, 512, 1024, 128
 # channels_last: a program takes COLUMNS channels of a chunk of pixels, a TILE at a time, and merges
 # so many chunks of so many channels at a time.
 COLUMNS, CHUNK_ELEMENTS, TILE, TILE_ELEMENTS_A_WARP = 64, 16384, 1024, 256
@@ -50,7 +50,7 @@ def unavailable(device: torch.device) -> str | None:
         return ('Triton is not installed, which comes with torch for CUDA: '
                 'install it by `pip install triton`.')
     if INTERPRETED:
-        return None
+        return None if takes_device(device) else 'TRITON_INTERPRET is set: unset it.'
     if torch.version.hip:
         return f'it was made for NVIDIA GPUs, this is torch for ROCm {torch.version.hip}.'
     if not torch.cuda.is_available():
@@ -115,6 +115,10 @@ class _Launch:
         self.images, self.channels, height, width = z.shape
         self.area, self.groups = height * width, groups
         self.p, self.eps, self.bn_eps = self.channels // (2 * groups), eps, bn_eps
+        for tensors, size in ((parameters, self.p), (batch_norm or (), self.channels)):
+            if any(tensor.numel() != size for tensor in tensors):  # kernels read what is behind it
+                raise ValueError(f'parameters must have {size} values, got '
+                                 f'{[tensor.numel() for tensor in tensors]}')
         self.parameters = [tensor.contiguous() for tensor in (*parameters, *(batch_norm or ()))]
         if batch_norm is None:
             self.parameters += [None] * 4
@@ -200,7 +204,8 @@ def contiguous_plan(area: int) -> tuple[int, int, int]:
     """
     block = min(_power_of_two(area), BLOCK)
     planes = max(1, SHARED // block)
-    return planes, block, max(1, planes * block // ELEMENTS_A_WARP)
+    elements_a_warp = ELEMENTS_A_WARP if planes == 1 else SHARED_ELEMENTS_A_WARP
+    return planes, block, max(1, planes * block // elements_a_warp)
 
 
 @cache

@@ -107,8 +107,8 @@ def test_count_does_not_depend_on_the_implementation(convention, monkeypatch):
     """A fused operator, which no counter knows, changes nothing."""
     cfg = config('retinanet/retinanet_sa-r50_fpn_1x_coco.py')
     expected = detector_complexity(cfg, convention, (64, 96))
-    monkeypatch.setattr('sa_mmdet.models.attention.shuffle_attention.shuffle_attention',
-                        lambda x, *args: x.clone())
+    monkeypatch.setattr('sa_mmdet.models.attention.shuffle_attention.compute',
+                        lambda chosen, x, *args: x.clone())
     assert detector_complexity(cfg, convention, (64, 96)) == expected
 
 

@@ -73,7 +73,7 @@ def test_implementations_and_why_not():
 def test_cpp_is_used_on_cpu(x, parameters, called):
     require('cpu')
     shuffle_attention(x, *parameters, 2)
-    assert called == {'cpu': 1}
+    assert set(called) == {'cpu'}
 
 
 @pytest.mark.parametrize('name', ['reference', 'cpu', 'triton'])
@@ -83,7 +83,7 @@ def test_forced(x, parameters, called, force_ops, name, by):
     if by == 'variable':
         force_ops(name)
     shuffle_attention(x, *parameters, 2, implementation=name if by == 'argument' else None)
-    assert called == ({} if name == 'reference' else {name: 1})
+    assert set(called) == {name} - {'reference'}
 
 
 def test_argument_beats_variable(x, parameters, called, force_ops):
@@ -133,6 +133,19 @@ def test_operator_is_what_torch_library_demands(implementation, layout):
     x = random_input((2, 8, 4, 3), torch.float32, layout).requires_grad_()
     torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default, (
         x, None, *[None] * 4, *random_parameters(2), 2, 1e-5, 0., implementation))
+
+
+@pytest.mark.parametrize('implementation', ['cpu', 'reference'])
+@pytest.mark.parametrize('input_gradients', [True, False])
+@pytest.mark.parametrize('tail', [True, False])
+def test_backward_is_what_torch_library_demands(implementation, tail, input_gradients):
+    require(implementation)
+    x, dy = (random_input((2, 8, 4, 3), torch.float32, seed=seed) for seed in (1, 2))
+    stats = torch.zeros(2, 8, 2, dtype=torch.float64)
+    parameters = [parameter.detach() for parameter in random_parameters(2)]
+    torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention_backward.default, (
+        dy, x, dy if tail else None, stats, *[None] * 4, *parameters, 2, 1e-5, 0.,
+        input_gradients, implementation))
 
 
 @pytest.mark.parametrize('implementation', ['cpu', 'reference'])
@@ -203,6 +216,22 @@ def test_traced_on_meta_tensors(layer, x):
     layer, x = layer.to('meta'), x.to('meta')
     assert layer(x).shape == x.shape
     assert torch.jit.trace(layer, x, check_trace=False)(x).shape == x.shape
+
+
+def test_forward_mode(layer, x):
+    tangent = torch.ones_like(x)
+    _, actual = torch.func.jvp(layer, (x,), (tangent,))
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        y = layer(torch.autograd.forward_ad.make_dual(x, tangent))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(y).tangent, actual)
+
+
+def test_batched_gradients(layer, x):
+    y = layer(x.requires_grad_())
+    several = torch.autograd.grad(y, x, torch.stack([y, -y]), is_grads_batched=True,
+                                  retain_graph=True)[0]
+    torch.testing.assert_close(several[0], torch.autograd.grad(y, x, y)[0])
+    torch.testing.assert_close(several[0], -several[1])
 
 
 def test_functorch(layer, x):

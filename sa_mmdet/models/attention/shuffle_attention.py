@@ -74,8 +74,6 @@ class ShuffleAttention(AttentionLayer):
         check_bool('shuffle', shuffle)
         if fc not in FC_CHOICES:
             raise ValueError(f'fc must be one of {FC_CHOICES}, got {fc!r}')
-        # whether a part is left out or replaced, as in the paper's Table 1
-        self.is_ablated = fc != 'affine' or not gn or not shuffle
         self.groups = groups
         self.eps = eps
         self.shuffle = shuffle
@@ -95,17 +93,26 @@ class ShuffleAttention(AttentionLayer):
             self.register_buffer('unshuffled', torch.tensor(True))
 
     @property
-    def operands(self) -> tuple[Tensor, ...]:
-        """The parameters in the order in which the operators take them, unless ``is_ablated``."""
+    def operands(self) -> tuple[Tensor, ...] | None:
+        """The parameters in the order in which the operator takes them.
+
+        None where a part is left out or replaced, as in the paper's Table 1.
+        """
+        if self.fc != 'affine' or self.gn is None or not self.shuffle:
+            return None
         return (self.cweight, self.cbias, self.sweight, self.sbias, self.gn.weight, self.gn.bias)
 
     def attend(self, x: Tensor) -> Tensor:
-        if self.is_ablated:
+        operands = self.operands
+        if operands is None:
             return self._attend_ablated(x)
+        if 0 in x.shape[2:]:
+            raise ValueError('ShuffleAttention needs maps with pixels, whose mean is defined, got '
+                             f'shape {tuple(x.shape)}')
         if x.device != self.cweight.device:
             raise ValueError(f'the input is on {x.device}, the layer on {self.cweight.device}: '
                              'move either by .to()')
-        return compute(route(x), x, None, None, self.operands, self.groups, self.eps)
+        return compute(route(x), x, None, None, operands, self.groups, self.eps)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channel, spatial = shuffle_attention_gates(

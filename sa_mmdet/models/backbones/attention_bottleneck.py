@@ -53,7 +53,8 @@ class AttentionBottleneck(Bottleneck):
     def _tail(self, z: Tensor, identity: Tensor, chosen: ModuleType | None) -> Tensor:
         norm = self.norm3
         attention = None if chosen is reference else self._fusible_attention(z, identity)
-        if attention is None:
+        operands = attention and attention.operands
+        if operands is None:
             out = self.forward_plugin(norm(z), self.after_conv3_plugin_names)
             out += identity
             return self.relu(out)
@@ -61,15 +62,14 @@ class AttentionBottleneck(Bottleneck):
         if type(norm) is not nn.Identity:
             batch_norm = norm.weight, norm.bias, norm.running_mean, norm.running_var
             bn_eps = norm.eps
-        return compute(chosen, z, identity, batch_norm, attention.operands, attention.groups,
-                       attention.eps, bn_eps)
+        return compute(chosen, z, identity, batch_norm, operands, attention.groups, attention.eps,
+                       bn_eps)
 
     def _fusible_attention(self, z: Tensor, identity: Tensor) -> ShuffleAttention | None:
         """The attention, where it can be one operator with what surrounds it."""
         names, norm, relu = self.after_conv3_plugin_names, self.norm3, self.relu
         attention = getattr(self, names[0]) if len(names) == 1 else None
-        if (type(attention) is not ShuffleAttention or attention.is_ablated
-                or type(relu) is not nn.ReLU
+        if (type(attention) is not ShuffleAttention or type(relu) is not nn.ReLU
                 or (z.shape, z.dtype, z.device) != (
                     identity.shape, identity.dtype, identity.device)):
             return None

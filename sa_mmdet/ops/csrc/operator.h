@@ -161,7 +161,7 @@ void forward_contiguous(
   const auto to = planes_of<T>(y);
   if (!identity.defined()) {
     contiguous_forward<T>(from, to, stats, parameters, shape,
-                      [](int64_t, int64_t, const Affine&, double) { return Alone<T>{}; });
+                          [](int64_t, int64_t, const Affine&, double) { return Alone<T>{}; });
     return;
   }
   const auto added = planes_of<const T>(identity);
@@ -169,11 +169,12 @@ void forward_contiguous(
       from, to, stats, parameters, shape,
       [=](int64_t n, int64_t c, const Affine& affine, double center) {
         return WithIdentity<T>{Pack<T>(affine.scale), Pack<T>(affine(center)),
-                       added(n, shuffled(c, shape.c)), nullptr, nullptr, nullptr};
+                               added(n, shuffled(c, shape.c)), nullptr, nullptr, nullptr};
       });
 }
 
-// Attention, and with an identity its addition and the ReLU. Returns the output and the planes' statistics.
+// Attention, and with an identity its addition and the ReLU. Returns the output and the planes'
+// statistics.
 std::tuple<Tensor, Tensor> forward(
     const Tensor& x, const std::optional<Tensor>& identity, at::TensorList batch_norm,
     at::TensorList attention, int64_t groups, double eps, double bn_eps) {
@@ -194,8 +195,8 @@ std::tuple<Tensor, Tensor> forward(
         if (layout == at::MemoryFormat::Contiguous) {
           forward_contiguous<scalar_t>(from, added, y, stats_data, parameters, shape);
         } else {
-          const auto kernel =
-              identity ? channels_last_forward<scalar_t, true> : channels_last_forward<scalar_t, false>;
+          const auto kernel = identity ? channels_last_forward<scalar_t, true>
+                                       : channels_last_forward<scalar_t, false>;
           kernel(from.const_data_ptr<scalar_t>(),
                  identity ? added.const_data_ptr<scalar_t>() : nullptr, y.data_ptr<scalar_t>(),
                  stats_data, parameters, shape);
@@ -214,9 +215,9 @@ void backward_contiguous(
   const auto to = dx.numel() ? planes_of<T>(dx) : none;
   if (!out.defined()) {
     contiguous_backward<T>(from, to, stats, sums, parameters, shape,
-                       [=](int64_t n, int64_t c, const Affine&, double) {
-                         return Alone<T>{gradient(n, shuffled(c, shape.c))};
-                       });
+                           [=](int64_t n, int64_t c, const Affine&, double) {
+                             return Alone<T>{gradient(n, shuffled(c, shape.c))};
+                           });
     return;
   }
   const auto result = planes_of<const T>(out);
@@ -225,8 +226,9 @@ void backward_contiguous(
       from, to, stats, sums, parameters, shape,
       [=](int64_t n, int64_t c, const Affine& affine, double center) {
         const int64_t at = shuffled(c, shape.c);
-        return WithIdentity<T>{Pack<T>(affine.scale), Pack<T>(affine(center)), nullptr, gradient(n, at),
-                       result(n, at), to_identity.data ? to_identity(n, at) : nullptr};
+        return WithIdentity<T>{
+            Pack<T>(affine.scale), Pack<T>(affine(center)), nullptr, gradient(n, at),
+            result(n, at), to_identity.data ? to_identity(n, at) : nullptr};
       });
 }
 
@@ -266,7 +268,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
           const auto data = [](const Tensor& tensor) {
             return tensor.numel() ? tensor.data_ptr<scalar_t>() : nullptr;
           };
-          const auto kernel = out ? channels_last_backward<scalar_t, true> : channels_last_backward<scalar_t, false>;
+          const auto kernel = out ? channels_last_backward<scalar_t, true>
+                                  : channels_last_backward<scalar_t, false>;
           kernel(gradient.const_data_ptr<scalar_t>(),
                  out ? result.const_data_ptr<scalar_t>() : nullptr,
                  from.const_data_ptr<scalar_t>(), data(dx), data(didentity), stats_data,
