@@ -53,7 +53,7 @@ def attend(x=None, groups=2, change=None, **options):
     return shuffle_attention(x, **parameters, groups=groups, **options)
 
 
-def tail(batch_norm=None, **change):
+def fused(batch_norm=None, **change):
     arguments = dict(z=zeros(1, 8, 4, 4), identity=zeros(1, 8, 4, 4)) | change
     parameters = [zeros(1, 2, 1, 1)] * 4 + [zeros(2)] * 2
     return fused_bn_sa_add_relu(*arguments.values(), batch_norm, *parameters, 2)
@@ -120,15 +120,15 @@ OPERATORS = [
         'groups must be', 'got 2.0', 'an integer'),
     bad('implementation in capitals', lambda: attend(implementation='CPU'), ValueError,
         'is no implementation', "implementation='CPU'", 'use one of reference, cpu, triton'),
-    bad('no identity', lambda: tail(identity=None), TypeError,
+    bad('no identity', lambda: fused(identity=None), TypeError,
         'identity must be a floating point tensor', 'got NoneType', 'torch.as_tensor'),
-    bad('three tensors of a batch norm', lambda: tail([zeros(8)] * 3), TypeError,
+    bad('three tensors of a batch norm', lambda: fused([zeros(8)] * 3), TypeError,
         'batch_norm must be None or four tensors', 'got 3 of them', 'weight, bias, running mean'),
-    bad('a module as batch norm', lambda: tail(nn.BatchNorm2d(8)), TypeError,
+    bad('a module as batch norm', lambda: fused(nn.BatchNorm2d(8)), TypeError,
         'batch_norm must be None or four tensors', 'got BatchNorm2d', 'weight, bias, running mean'),
-    bad('a batch norm without weight', lambda: tail([None, None, zeros(8), zeros(8)]), TypeError,
+    bad('a batch norm without weight', lambda: fused([None, None, zeros(8), zeros(8)]), TypeError,
         "the batch norm's weight must be", 'got NoneType', 'a floating point tensor'),
-    bad('a batch norm elsewhere', lambda: tail([zeros(8, device='meta')] * 4), ValueError,
+    bad('a batch norm elsewhere', lambda: fused([zeros(8, device='meta')] * 4), ValueError,
         "the batch norm's weight must be on the device", 'got meta', '.to()'),
 ]
 

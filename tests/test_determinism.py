@@ -70,7 +70,7 @@ def train(data, work_dir, norm_eval, randomness):
     pytest.param(2, False, marks=pytest.mark.slow),
 ], indirect=['threads'])
 def test_training_twice_gives_the_same_bits(data, tmp_path, threads, norm_eval, deterministic):
-    """Where statistics are frozen, the operator is the whole tail of the bottleneck."""
+    """Where statistics are frozen, the operator is all that follows conv3."""
     first, second = (train(data, tmp_path / name, norm_eval, deterministic)
                      for name in ('first', 'second'))
     assert all(value.isfinite().all() for value in first.values())

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     op.add_argument('--dtype', choices=(*NETWORK_DTYPES, 'float64'), default='float32')
     op.add_argument('--implementation', choices=list(IMPLEMENTATIONS),
                     help="of the operator; the device's by default")
-    op.add_argument('--tail', action='store_true',
+    op.add_argument('--bottleneck', action='store_true',
                     help="the bottleneck's batch norm, attention, addition and ReLU in one, also "
                     'beside these without the attention; the floors are add and add + clone + add')
     op.add_argument('--no-compile', dest='compiled', action='store_false',
@@ -135,8 +135,8 @@ def benchmark_operator(args: argparse.Namespace) -> None:
         batch=args.batch, height=args.size[0], width=args.size[1],
         dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
         implementation=args.implementation, compiled=args.compiled, repeats=args.repeats,
-        tail=args.tail)
-    subject = "bottleneck's tail" if args.tail else 'shuffle attention'
+        bottleneck=args.bottleneck)
+    subject = 'shuffle attention' + ' in the bottleneck' * args.bottleneck
     title = describe(args, f'{subject} by {implementation_name(args, case)!r}')
     rows = measure(args, measure_operator(case), title, operator_table)
     print(*operator_lines(rows), sep='\n')

@@ -1,4 +1,4 @@
-"""The operator, or a bottleneck's tail, beside its formula and beside copies, its floors."""
+"""The operator, alone or in a bottleneck, beside its formula and beside copies, its floors."""
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -16,7 +16,8 @@ GROUPS = 64
 STAGES = ((256, 4, 3), (512, 8, 4), (1024, 16, 6), (2048, 32, 3))
 
 FORWARD, BACKWARD = 'forward', 'forward + backward'
-# of the attention and, by True, of the tail: the floor, and the tensors of x's size that it moves
+# of the attention and, by True, of all that follows conv3 in a bottleneck: the floor, and how many
+# tensors of x's size it moves
 FLOORS = {False: {FORWARD: ('clone', 2), BACKWARD: ('clone + add', 5)},
           True: {FORWARD: ('add', 3), BACKWARD: ('add + clone + add', 8)}}
 
@@ -35,8 +36,8 @@ class OperatorCase:
         implementation: forces one, None takes the best for the input.
         compiled: also measure ``torch.compile`` of the formula, which takes minutes to compile.
         repeats: rounds of which medians are taken.
-        tail: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside what
-            plain ResNet has there.
+        bottleneck: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside
+            what plain ResNet has there.
     """
 
     batch: int = 1
@@ -48,7 +49,7 @@ class OperatorCase:
     implementation: str | None = None
     compiled: bool = True
     repeats: int = 15
-    tail: bool = False
+    bottleneck: bool = False
 
 
 def measure_operator(case: OperatorCase) -> Iterator[dict]:
@@ -92,7 +93,7 @@ def input_sets(moved: int, cache: int) -> int:
 
 
 def _measure_pass(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> list[dict]:
-    moved = FLOORS[case.tail][pass_][1] * math.prod(shape) * case.dtype.itemsize
+    moved = FLOORS[case.bottleneck][pass_][1] * math.prod(shape) * case.dtype.itemsize
     if case.device.type == 'cuda':
         cache = torch.cuda.get_device_properties(case.device).L2_cache_size
         sets = _calls(case, shape, pass_, input_sets(moved, cache))
@@ -123,13 +124,13 @@ def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
         p = shape[1] // (2 * GROUPS)
         inputs = leaves = [feature_map(), *(random(1, p, 1, 1) for _ in range(4)),
                            *(random(p) for _ in range(2))]
-        if case.tail:
+        if case.bottleneck:
             dtype = torch.promote_types(case.dtype, torch.float32)
             weight, bias, mean, deviation = (random(shape[1]).to(dtype) for _ in range(4))
             x, *parameters = inputs
             leaves = [x, feature_map(), weight, bias, *parameters]
             inputs = [*leaves[:4], mean, deviation.square() + 0.5, *parameters]
-        floor = FLOORS[case.tail][pass_][0]
+        floor = FLOORS[case.bottleneck][pass_][0]
         if pass_ == FORWARD:
             return {floor: _floor(case, inputs),
                     **{name: _forward(f, inputs) for name, f in contestants.items()}}
@@ -147,7 +148,7 @@ def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
 
     def operator(x: Tensor, *others: Tensor,
                  implementation: str | None = case.implementation) -> Tensor:
-        if not case.tail:
+        if not case.bottleneck:
             return shuffle_attention(x, *others, GROUPS, implementation=implementation)
         return fused_bn_sa_add_relu(x, others[0], others[1:5], *others[5:], GROUPS,
                                     implementation=implementation)
@@ -158,13 +159,13 @@ def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
         from ..ops.reference import shuffle_attention_reference
 
         def formula(x: Tensor, *others: Tensor) -> Tensor:
-            if not case.tail:
+            if not case.bottleneck:
                 return shuffle_attention_reference(x, *others, GROUPS)
             y = shuffle_attention_reference(_batch_norm(x, *others[1:5]), *others[5:], GROUPS)
             return F.relu(y + others[0])
 
         contestants['compiled formula'] = torch.compile(formula, dynamic=False)
-    if case.tail:
+    if case.bottleneck:
         contestants['without attention'] = _without_attention
     return contestants
 
@@ -182,7 +183,7 @@ def _without_attention(z: Tensor, identity: Tensor, *others: Tensor) -> Tensor:
 
 def _floor(case: OperatorCase, inputs: list[Tensor], dy: Tensor | None = None) -> Call:
     x, identity = (tensor.detach() for tensor in inputs[:2])
-    if not case.tail:
+    if not case.bottleneck:
         return x.clone if dy is None else lambda: (x.clone(), torch.add(x, dy))
     if dy is None:
         return lambda: torch.add(x, identity)

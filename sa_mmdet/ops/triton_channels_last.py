@@ -150,7 +150,7 @@ def statistics_kernel(
 
 @triton.jit
 def output_kernel(
-        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, TAIL: tl.constexpr,
+        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, ADD_RELU: tl.constexpr,
         BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """The output."""
     chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
@@ -158,7 +158,7 @@ def output_kernel(
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     z_ptr += n * area * channels + source
     y_ptr += n * area * channels + column
-    if TAIL:
+    if ADD_RELU:
         identity_ptr += n * area * channels + column
     for row in range(0, CHUNK, ROWS):
         pixel = chunk * CHUNK + row
@@ -166,7 +166,7 @@ def output_kernel(
         x, gate, _complement, _deviation = gated(
             z, center, scale, shift, slope, offset, BATCH_NORM)
         y = x * gate
-        if TAIL:
+        if ADD_RELU:
             y += _load(identity_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
             y = tl.where(y < 0, 0.0, y)
         _store(y, y_ptr, exists, pixel, area, channels, ROWS)
@@ -192,7 +192,7 @@ def affine_kernel(
 @triton.jit
 def gradient_moments_kernel(
         dy_ptr, z_ptr, out_ptr, affine_ptr, didentity_ptr, moments_ptr, channels, area, chunks,
-        TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
+        ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
         CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
 
@@ -203,7 +203,7 @@ def gradient_moments_kernel(
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     z_ptr += n * area * channels + source
     dy_ptr += n * area * channels + column
-    if TAIL:
+    if ADD_RELU:
         out_ptr += n * area * channels + column
         if INPUT_GRADIENT:
             didentity_ptr += n * area * channels + column
@@ -212,7 +212,7 @@ def gradient_moments_kernel(
     for row in range(0, CHUNK, ROWS):
         pixel = chunk * CHUNK + row
         dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
-        if TAIL:
+        if ADD_RELU:
             out = _load(out_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
             dy = tl.where(out <= 0, 0.0, dy)
             if INPUT_GRADIENT:

@@ -2,7 +2,7 @@
 
 The input is z, which a batch norm makes x = scale (z - center) + shift; without one x is z. As in
 the C++ implementation every plane is gated by sigmoid(slope (x - shift) + offset), with slope 0 in
-the channel branch. A TAIL adds the identity to the attention and ends in a ReLU. The arithmetic is
+the channel branch. With ADD_RELU the identity is added and a ReLU ends it. The arithmetic is
 in float32; statistics and sums are stored in float64, so that a mean comes back to the digits it
 was computed to.
 """
@@ -152,10 +152,11 @@ def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
 @triton.jit
 def _write_output(
         z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift, slope, offset,
-        TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
+        ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
+        EVICTION: tl.constexpr):
     x, gate, _, _ = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
     y = x * gate
-    if TAIL:
+    if ADD_RELU:
         y += _read(identity_ptr, plane_exists, start, area, BLOCK, EVICTION)
         y = tl.where(y < 0, 0.0, y)
     _write(y, y_ptr, plane_exists, start, area, BLOCK, EVICTION)
@@ -167,7 +168,7 @@ def forward_kernel(
         z_ptr, identity_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         planes, channels, p, area, eps, bn_eps, z_n, z_c, identity_n, identity_c,
-        y_n, y_c, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr, UNIT: tl.constexpr,
+        y_n, y_c, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, UNIT: tl.constexpr,
         PLANES: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
 
@@ -180,7 +181,7 @@ def forward_kernel(
     area = area // UNIT * UNIT  # which tells the compiler how wide accesses may be
     z_ptr += tl.multiple_of(n * z_n + c * z_c, UNIT)
     y_ptr += tl.multiple_of(n * y_n + column * y_c, UNIT)
-    if TAIL:
+    if ADD_RELU:
         identity_ptr += tl.multiple_of(n * identity_n + column * identity_c, UNIT)
 
     z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
@@ -198,22 +199,22 @@ def forward_kernel(
     slope, offset = slope[:, None], offset[:, None]
     if ONE_BLOCK:
         _write_output(z, identity_ptr, y_ptr, plane_exists, 0, area, center, scale, shift, slope,
-                      offset, TAIL, BATCH_NORM, BLOCK, '')
+                      offset, ADD_RELU, BATCH_NORM, BLOCK, '')
     else:
         for done in range(0, area, BLOCK):
             start = (area - 1) // BLOCK * BLOCK - done
             z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_first')
             _write_output(z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift,
-                          slope, offset, TAIL, BATCH_NORM, BLOCK, 'evict_first')
+                          slope, offset, ADD_RELU, BATCH_NORM, BLOCK, 'evict_first')
 
 
 @triton.jit
 def _read_gradient(
-        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, TAIL: tl.constexpr,
+        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, ADD_RELU: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of the attention's output, which in a TAIL is that of the identity too."""
+    """The gradient of the attention's output, and with ADD_RELU of the identity too."""
     dy = _read(dy_ptr, plane_exists, start, area, BLOCK, 'evict_last')
-    if TAIL:
+    if ADD_RELU:
         out = _read(out_ptr, plane_exists, start, area, BLOCK, 'evict_first')
         dy = tl.where(out <= 0, 0.0, dy)
         if INPUT_GRADIENT:
@@ -276,7 +277,7 @@ def backward_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, dz_ptr, didentity_ptr, sums_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, z_n, z_c, out_n, out_c,
-        dz_n, dz_c, didentity_n, didentity_c, TAIL: tl.constexpr, BATCH_NORM: tl.constexpr,
+        dz_n, dz_c, didentity_n, didentity_c, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, UNIT: tl.constexpr, PLANES: tl.constexpr,
         BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """dz, didentity and the sums for the parameters' gradients, of PLANES planes.
@@ -291,11 +292,11 @@ def backward_kernel(
     area = area // UNIT * UNIT
     z_ptr += tl.multiple_of(n * z_n + c * z_c, UNIT)
     dy_ptr += tl.multiple_of(n * dy_n + column * dy_c, UNIT)
-    if TAIL:
+    if ADD_RELU:
         out_ptr += tl.multiple_of(n * out_n + column * out_c, UNIT)
     if INPUT_GRADIENT:
         dz_ptr += tl.multiple_of(n * dz_n + c * dz_c, UNIT)
-        if TAIL:
+        if ADD_RELU:
             didentity_ptr += tl.multiple_of(n * didentity_n + column * didentity_c, UNIT)
 
     mean, variance = load_statistics(stats_ptr + 2 * plane, plane_exists)
@@ -305,7 +306,7 @@ def backward_kernel(
         bn_variance_ptr, BATCH_NORM)
 
     z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
-    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, TAIL,
+    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, ADD_RELU,
                         INPUT_GRADIENT, BLOCK)
     direct, dlogit, deviation = through(
         dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None], offset[:, None],
@@ -316,7 +317,7 @@ def backward_kernel(
         for start in range(BLOCK, area, BLOCK):
             z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_last')
             dy = _read_gradient(
-                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, TAIL, INPUT_GRADIENT,
+                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, ADD_RELU, INPUT_GRADIENT,
                 BLOCK)
             direct, dlogit, deviation = through(
                 dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
@@ -336,7 +337,7 @@ def backward_kernel(
                           mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
             _write(dz, dz_ptr, plane_exists, 0, area, BLOCK, '')
         else:
-            if TAIL:  # read back what was written above, instead of the two tensors it is made of
+            if ADD_RELU:  # read back what was written above, not the two tensors it is made of
                 tl.debug_barrier()
                 dy_ptr = didentity_ptr
             for done in range(0, area, BLOCK):

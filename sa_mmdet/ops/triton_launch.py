@@ -128,13 +128,13 @@ class _Launch:
     def forward_contiguous(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from .triton_kernels import forward_kernel
         self._contiguous(forward_kernel, (z, identity, y, stats), (z, identity, y),
-                         TAIL=identity is not None)
+                         ADD_RELU=identity is not None)
 
     def backward_contiguous(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                             dz: Tensor, didentity: Tensor, sums: Tensor):
         from .triton_kernels import backward_kernel
         self._contiguous(backward_kernel, (dout, z, out, stats, dz, didentity, sums),
-                         (dout, z, out, dz, didentity), TAIL=out is not None,
+                         (dout, z, out, dz, didentity), ADD_RELU=out is not None,
                          INPUT_GRADIENT=dz.numel() > 0)
 
     def _contiguous(self, kernel, tensors: tuple[Tensor | None, ...],
@@ -160,7 +160,7 @@ class _Launch:
         kernels.statistics_kernel[merge_grid](
             moments, stats, affine, *self.parameters, self.channels, self.p, self.area, chunks,
             self.eps, self.bn_eps, CHUNK=tile['CHUNK'], **merge, **self.options)
-        kernels.output_kernel[grid](z, identity, y, affine, *numbers, TAIL=identity is not None,
+        kernels.output_kernel[grid](z, identity, y, affine, *numbers, ADD_RELU=identity is not None,
                                     CHANNELS=columns // 2, **tile, **self.options)
 
     def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
@@ -170,19 +170,19 @@ class _Launch:
         grid, merge_grid = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
-        numbers, tail = (self.channels, self.area, chunks), out is not None
+        numbers, adds = (self.channels, self.area, chunks), out is not None
         kernels.affine_kernel[merge_grid](
             stats, affine, *self.parameters, self.channels, self.p, self.eps, self.bn_eps,
             CHANNELS=merge['CHANNELS'], num_warps=1, **self.options)
         kernels.gradient_moments_kernel[grid](
-            dout, z, out, affine, didentity, moments, *numbers, TAIL=tail,
+            dout, z, out, affine, didentity, moments, *numbers, ADD_RELU=adds,
             INPUT_GRADIENT=dz.numel() > 0, CHANNELS=columns // 2, **tile, **self.options)
         kernels.gradient_sums_kernel[merge_grid](
             moments, stats, affine, sums, *self.parameters, self.channels, self.p, self.area,
             chunks, self.eps, self.bn_eps, **merge, **self.options)
         if dz.numel():
             kernels.gradient_kernel[grid](
-                didentity if tail else dout, z, affine, dz, *numbers, CHANNELS=columns // 2, **tile,
+                didentity if adds else dout, z, affine, dz, *numbers, CHANNELS=columns // 2, **tile,
                 **self.options)
 
     def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int], tuple[int, int]]:

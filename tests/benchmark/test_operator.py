@@ -154,8 +154,8 @@ def test_sets_of_inputs(moved, cache, sets):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_contestants_of_the_tail(dtype):
-    case = OperatorCase(tail=True, compiled=False, dtype=dtype)
+def test_contestants_of_the_bottleneck(dtype):
+    case = OperatorCase(bottleneck=True, compiled=False, dtype=dtype)
     shape = (2, 256, 3, 5)
     forward, other = _calls(case, shape, FORWARD, 2)
     assert list(forward) == ['add', 'operator', 'formula', 'without attention']
@@ -178,16 +178,16 @@ def test_contestants_of_the_tail(dtype):
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize('tail', [False, True])
-def test_rows(tail):
-    case = OperatorCase(height=32, width=32, compiled=False, repeats=1, tail=tail)
+@pytest.mark.parametrize('bottleneck', [False, True])
+def test_rows(bottleneck):
+    case = OperatorCase(height=32, width=32, compiled=False, repeats=1, bottleneck=bottleneck)
     rows = list(measure_operator(case))
     assert all(row.keys() == {'stage', 'shape', 'pass', 'name', 'milliseconds',
                               'host_microseconds', 'bytes', 'peak_bytes'} for row in rows)
     assert all(row['host_microseconds'] is None for row in rows)
     for pass_ in (FORWARD, BACKWARD):
         first = next(row for row in rows if row['pass'] == pass_)
-        name, tensors = FLOORS[tail][pass_]
+        name, tensors = FLOORS[bottleneck][pass_]
         assert (first['name'], first['bytes']) == (name, tensors * 256 * 8 * 8 * 4)
     assert 'host µs' not in [column.header for column in operator_table(rows).columns]
 
@@ -232,15 +232,15 @@ def test_tool(run_tool, tmp_path):
     assert cv2.imread(str(out.with_suffix('.png'))) is not None
 
 
-def test_tool_on_the_tail(run_tool, tmp_path):
-    out = tmp_path / 'tail'
-    code, output = run_tool('op', '--tail', '--size', 32, 32, '--no-compile', '--repeats', 1,
+def test_tool_on_the_bottleneck(run_tool, tmp_path):
+    out = tmp_path / 'bottleneck'
+    code, output = run_tool('op', '--bottleneck', '--size', 32, 32, '--no-compile', '--repeats', 1,
                             '--out', out)
     assert code == 0
     assert 'forward + backward: operator / (add + clone + add) = ' in output
     assert 'without attention / operator = ' in output
     content = json.loads(out.with_suffix('.json').read_text())
-    assert content['title'].startswith("bottleneck's tail by ")
+    assert content['title'].startswith('shuffle attention in the bottleneck by ')
     assert {row['name'] for row in content['rows']} == {
         'add', 'add + clone + add', 'operator', 'formula', 'without attention'}
 

@@ -1,4 +1,4 @@
-"""The bottleneck whose tail is one operator, and when it is not."""
+"""The bottleneck whose end is one operator, and when it is not."""
 import copy
 import re
 from contextlib import contextmanager
@@ -160,7 +160,7 @@ def test_wrapped_downsampling_is_called():
     ('bn3', 'register_full_backward_hook'), ('bn3', 'register_full_backward_pre_hook'),
 ])
 def test_hooks_are_honoured(name, register):
-    """A hook is called as in the plain sequence; without it the tail is fused again."""
+    """A hook is called as in the plain sequence; without it its end is fused again."""
     block, called = bottleneck(), []
     handle = getattr(getattr(block, name), register)(lambda *args: called.append(1))
     x = features(torch.float32).requires_grad_()

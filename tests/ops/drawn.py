@@ -86,7 +86,7 @@ class Call:
                 lambda *args: shuffle_attention(*args, self.groups, implementation=name),
                 x, self.parameters, dy)[1:]
 
-    def tail(self, z, identity):
+    def after_conv3(self, z, identity):
         with forced(self.implementation) as name:
             return fused_bn_sa_add_relu(
                 z, identity, self.batch_norm, *self.parameters, self.groups, implementation=name)

@@ -283,21 +283,21 @@ def random_identity(z, batch_norm, parameters, groups, seed=3):
     return ((distance + .1 * distance.sign()) * y.abs().max() - y).to(z.dtype)
 
 
-def tail_gradients(function, z, identity, batch_norm, parameters, dout):
+def bottleneck_gradients(function, z, identity, batch_norm, parameters, dout):
     z, identity = (tensor.detach().requires_grad_() for tensor in (z, identity))
     out = function(z, identity, batch_norm, *parameters)
     tensors = z, identity, *(batch_norm or ())[:2], *parameters
     return out, *torch.autograd.grad(out, tensors, dout)
 
 
-def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout, ulps=4,
+def check_bottleneck(implementation, z, identity, batch_norm, parameters, groups, dout, ulps=4,
                terms_of_dz=0.):
-    """As ``check``, for the tail of a bottleneck."""
+    """As ``check``, for what follows conv3 in a bottleneck."""
     ulps *= ULPS_OF_TRITON if implementation == 'triton' else 1
-    actual = repeated(implementation, lambda name: tail_gradients(
+    actual = repeated(implementation, lambda name: bottleneck_gradients(
         lambda *args: fused_bn_sa_add_relu(*args, groups, implementation=name),
         z, identity, batch_norm, parameters, dout))
-    expected = tail_gradients(
+    expected = bottleneck_gradients(
         lambda *args: fused_bn_sa_add_relu_reference(*args, groups=groups), z.double(),
         identity.double(), batch_norm and wide(batch_norm), wide(parameters), dout.double())
 
@@ -311,7 +311,7 @@ def check_tail(implementation, z, identity, batch_norm, parameters, groups, dout
     names, tensors = PARAMETERS, parameters
     terms = [sum_of_terms(dout, x, z.shape[1] // (2 * groups))] * 6
     if batch_norm:
-        dx = tail_gradients(
+        dx = bottleneck_gradients(
             lambda *args: fused_bn_sa_add_relu_reference(*args, groups=groups), x,
             identity.double(), None, wide(parameters), dout.double())[1]
         deviation = F.batch_norm(z.double(), *(tensor.double() for tensor in batch_norm[2:]))

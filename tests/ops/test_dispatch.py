@@ -137,14 +137,14 @@ def test_operator_is_what_torch_library_demands(implementation, layout):
 
 @pytest.mark.parametrize('implementation', ['cpu', 'reference'])
 @pytest.mark.parametrize('input_gradients', [True, False])
-@pytest.mark.parametrize('tail', [True, False])
-def test_backward_is_what_torch_library_demands(implementation, tail, input_gradients):
+@pytest.mark.parametrize('bottleneck', [True, False])
+def test_backward_is_what_torch_library_demands(implementation, bottleneck, input_gradients):
     require(implementation)
     x, dy = (random_input((2, 8, 4, 3), torch.float32, seed=seed) for seed in (1, 2))
     stats = torch.zeros(2, 8, 2, dtype=torch.float64)
     parameters = [parameter.detach() for parameter in random_parameters(2)]
     torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention_backward.default, (
-        dy, x, dy if tail else None, stats, *[None] * 4, *parameters, 2, 1e-5, 0.,
+        dy, x, dy if bottleneck else None, stats, *[None] * 4, *parameters, 2, 1e-5, 0.,
         input_gradients, implementation))
 
 

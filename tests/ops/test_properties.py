@@ -13,7 +13,7 @@ from fused import (
     PARAMETERS,
     assert_close,
     check,
-    check_tail,
+    check_bottleneck,
     normalised,
     random_identity,
     random_input,
@@ -304,7 +304,7 @@ def test_no_images(call):
 def test_no_pixels(call):
     assume(0 in call.shape[2:])
     x = torch.zeros(call.shape, dtype=call.dtype)
-    for compute in (call.attend, lambda x: call.tail(x, x)):
+    for compute in (call.attend, lambda x: call.after_conv3(x, x)):
         with pytest.raises(ValueError, match='planes without pixels'):
             compute(x)
 
@@ -344,7 +344,7 @@ def test_deterministic_mode_changes_no_bit(call):
     x, dy = call.x, call.dy
 
     def computed():
-        return call.attend(x), *call.gradients(x, dy), call.tail(x, dy)
+        return call.attend(x), *call.gradients(x, dy), call.after_conv3(x, dy)
 
     expected = computed()
     with deterministic_algorithms(), warnings.catch_warnings():
@@ -353,18 +353,18 @@ def test_deterministic_mode_changes_no_bit(call):
     assert all(map(torch.equal, actual, expected))
 
 
-# The tail of a bottleneck
+# What follows conv3 in a bottleneck
 
 
 @given(call=calls(), plane=PLANES, of_identity=st.booleans())
 def test_planes_of_the_tail_are_independent(call, plane, of_identity):
     n, c, to = place(call, plane)
     z, identity = call.x, call.dy.abs() + 1
-    before = call.tail(z, identity)
+    before = call.after_conv3(z, identity)
     changed = (identity if of_identity else z).clone()
     changed[n, to if of_identity else c, 0, -1] = torch.nan
     changed = call.lay(changed)
-    after = call.tail(z, changed) if of_identity else call.tail(changed, identity)
+    after = call.after_conv3(z, changed) if of_identity else call.after_conv3(changed, identity)
     assert torch.equal(others(before, n, to), others(after, n, to))
     nan = after[n, to].isnan()
     assert nan[0, -1]  # as PyTorch's ReLU keeps it
@@ -382,14 +382,14 @@ def test_tail_equals_formula(call, with_batch_norm):
     if batch_norm:
         weight, _, _, variance = batch_norm
         terms *= (weight / variance.sqrt()).abs().max().item()
-    check_tail(call.implementation, z, identity, batch_norm, parameters, call.groups, call.dy,
+    check_bottleneck(call.implementation, z, identity, batch_norm, parameters, call.groups, call.dy,
                ulps=16, terms_of_dz=terms)
 
 
 @given(call=calls(images=st.just(0)))
 def test_tail_of_no_images(call):
     z, identity = call.x.requires_grad_(), call.dy.requires_grad_()
-    out = call.tail(z, identity)
+    out = call.after_conv3(z, identity)
     out.sum().backward()
     assert out.shape == z.grad.shape == identity.grad.shape == call.shape
     assert out.dtype == call.dtype

@@ -1,4 +1,4 @@
-"""ResNet's bottleneck with its tail in one operator."""
+"""ResNet's bottleneck, whose end is one operator."""
 from types import ModuleType
 
 import torch.utils.checkpoint as cp
@@ -39,7 +39,7 @@ class AttentionBottleneck(Bottleneck):
         if self.downsample is not None:
             identity = self._downsampled(x, chosen)
         z = self.conv3(out)
-        return self._tail(z, identity, chosen if z.dtype == x.dtype else route(z))
+        return self._after_conv3(z, identity, chosen if z.dtype == x.dtype else route(z))
 
     def _downsampled(self, x: Tensor, chosen: ModuleType | None) -> Tensor:
         downsample = self.downsample
@@ -50,7 +50,7 @@ class AttentionBottleneck(Bottleneck):
             x = layer(x)
         return conv_norm(conv, norm, x, chosen)
 
-    def _tail(self, z: Tensor, identity: Tensor, chosen: ModuleType | None) -> Tensor:
+    def _after_conv3(self, z: Tensor, identity: Tensor, chosen: ModuleType | None) -> Tensor:
         norm = self.norm3
         attention = None if chosen is reference else self._fusible_attention(z, identity)
         operands = attention and attention.operands

@@ -84,7 +84,7 @@ void prefetch_next_plane(const T* x, int64_t area) {
 #endif
 }
 
-// What surrounds the attention of a plane: nothing, or the rest of the bottleneck's tail. input()
+// What surrounds the attention of a plane: nothing, or the rest of the bottleneck. input()
 // comes before the attention, of x or its deviation from the plane's center, output() after it;
 // gradient() is dy on the first pass over the plane, gradient_again() on the second.
 template <typename T>

@@ -1,4 +1,4 @@
-"""The fused tail of a bottleneck computes its formula, and what PyTorch's compilers make of it."""
+"""What follows conv3, fused, computes its formula, and what PyTorch's compilers make of it."""
 import io
 import warnings
 
@@ -8,7 +8,8 @@ from fused import (
     CASES,
     LAYOUTS,
     SHAPES,
-    check_tail,
+    bottleneck_gradients,
+    check_bottleneck,
     forced,
     fused_bn_sa_add_relu,
     parameters_for,
@@ -17,7 +18,6 @@ from fused import (
     random_input,
     random_parameters,
     require,
-    tail_gradients,
     where_triton_runs,
 )
 
@@ -29,7 +29,7 @@ IN_BOTH_LAYOUTS = pytest.mark.parametrize('layout', ['contiguous', 'channels_las
 WITH_AND_WITHOUT = pytest.mark.parametrize('with_batch_norm', [True, False])
 
 
-def random_tail(shape, groups, dtype=torch.float32, layout='contiguous', shift=0.,
+def random_bottleneck(shape, groups, dtype=torch.float32, layout='contiguous', shift=0.,
                 with_batch_norm=True):
     """z, identity, batch norm, parameters, groups and dout."""
     z, dout = (random_input(shape, dtype, layout, shift=by, seed=seed)
@@ -49,19 +49,19 @@ def random_tail(shape, groups, dtype=torch.float32, layout='contiguous', shift=0
 @IN_BOTH_LAYOUTS
 def test_equals_formula(implementation, dtype, layout, shape, groups):
     for shift in (0, 100):
-        tail = random_tail(shape, groups, dtype, layout, shift)
-        for tensor in check_tail(implementation, *tail)[:3]:
+        bottleneck = random_bottleneck(shape, groups, dtype, layout, shift)
+        for tensor in check_bottleneck(implementation, *bottleneck)[:3]:
             if layout == 'channels_last':
                 assert tensor.is_contiguous(memory_format=torch.channels_last)
             else:
-                assert tensor.stride() == tail[0].stride()
+                assert tensor.stride() == bottleneck[0].stride()
 
 
 @FUSED
 @IN_BOTH_LAYOUTS
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_without_batch_norm(implementation, layout, dtype):
-    check_tail(implementation, *random_tail((2, 8, 7, 5), 2, dtype, layout, shift=3,
+    check_bottleneck(implementation, *random_bottleneck((2, 8, 7, 5), 2, dtype, layout, shift=3,
                                             with_batch_norm=False))
 
 
@@ -69,7 +69,7 @@ def test_without_batch_norm(implementation, layout, dtype):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
 def test_planes_larger_than_a_triton_program(dtype, with_batch_norm, monkeypatch):
     monkeypatch.setattr(triton_launch, 'BLOCK', 512)
-    check_tail('triton', *random_tail((1, 6, 33, 41), 1, dtype, shift=3,
+    check_bottleneck('triton', *random_bottleneck((1, 6, 33, 41), 1, dtype, shift=3,
                                       with_batch_norm=with_batch_norm))
 
 
@@ -77,9 +77,9 @@ def test_planes_larger_than_a_triton_program(dtype, with_batch_norm, monkeypatch
 @pytest.mark.parametrize('z_layout', LAYOUTS)
 @pytest.mark.parametrize('other_layout', LAYOUTS)
 def test_any_strides(implementation, z_layout, other_layout):
-    z, identity, batch_norm, parameters, groups, dout = random_tail((2, 8, 6, 5), 2)
+    z, identity, batch_norm, parameters, groups, dout = random_bottleneck((2, 8, 6, 5), 2)
     identity, dout = map(LAYOUTS[other_layout], (identity, dout))
-    check_tail(
+    check_bottleneck(
         implementation, LAYOUTS[z_layout](z), identity, batch_norm, parameters, groups, dout)
 
 
@@ -88,17 +88,17 @@ def test_expanded_tensors(implementation):
     shape = 3, 8, 4, 5
     z = random_input((1, 8, 1, 5), torch.float32).expand(shape)
     identity = torch.tensor([30., -30]).repeat(4).view(1, 8, 1, 1).expand(shape)
-    check_tail(implementation, z, identity, random_batch_norm(8), random_parameters(2), 2,
+    check_bottleneck(implementation, z, identity, random_batch_norm(8), random_parameters(2), 2,
                torch.ones(1).expand(shape))
 
 
 @FUSED
 @IN_BOTH_LAYOUTS
 def test_running_mean_far_from_the_mean(implementation, layout):
-    z, _, _, parameters, groups, dout = random_tail((2, 8, 7, 5), 2, layout=layout, shift=100)
+    z, _, _, parameters, groups, dout = random_bottleneck((2, 8, 7, 5), 2, layout=layout, shift=100)
     batch_norm = random_batch_norm(8, mean=-100)
     identity = random_identity(z, batch_norm, parameters, groups)
-    check_tail(implementation, z, identity, batch_norm, parameters, groups, dout)
+    check_bottleneck(implementation, z, identity, batch_norm, parameters, groups, dout)
 
 
 @FUSED
@@ -106,11 +106,11 @@ def test_running_mean_far_from_the_mean(implementation, layout):
 @pytest.mark.parametrize('zeros', [slice(0, 8, 3), slice(None)], ids=['some', 'all'])
 def test_batch_norm_whose_weight_is_zero(implementation, layout, zeros):
     """Its gradient is that of the formula, from which a residual branch starts to learn."""
-    z, _, batch_norm, parameters, groups, dout = random_tail((2, 8, 7, 5), 2, layout=layout)
+    z, _, batch_norm, parameters, groups, dout = random_bottleneck((2, 8, 7, 5), 2, layout=layout)
     with torch.no_grad():
         batch_norm[0][zeros] = 0
     identity = random_identity(z, batch_norm, parameters, groups)
-    _, dz, _, dweight, *_ = check_tail(
+    _, dz, _, dweight, *_ = check_bottleneck(
         implementation, z, identity, batch_norm, parameters, groups, dout)
     assert (dz[:, zeros] == 0).all()
     assert (dweight != 0).all()
@@ -125,10 +125,10 @@ def test_batch_norm_whose_weight_is_zero(implementation, layout, zeros):
     ('reference', torch.float64, torch.float32),
 ], ids=str)
 def test_batch_norm_of_another_dtype(implementation, z_dtype, dtype):
-    z, _, _, parameters, groups, dout = random_tail((2, 8, 7, 5), 2, z_dtype)
+    z, _, _, parameters, groups, dout = random_bottleneck((2, 8, 7, 5), 2, z_dtype)
     batch_norm = random_batch_norm(8, dtype)
     identity = random_identity(z, batch_norm, parameters, groups)
-    check_tail(implementation, z, identity, batch_norm, parameters, groups, dout)
+    check_bottleneck(implementation, z, identity, batch_norm, parameters, groups, dout)
 
 
 @FUSED
@@ -138,16 +138,17 @@ def test_constant_planes(implementation, layout, dtype):
     z = LAYOUTS[layout](random_input((2, 8, 1, 1), dtype).expand(2, 8, 9, 7).contiguous())
     batch_norm, parameters = random_batch_norm(8), random_parameters(2)
     identity = random_identity(z, batch_norm, parameters, 2)
-    check_tail(implementation, z, identity, batch_norm, parameters, 2,
+    check_bottleneck(implementation, z, identity, batch_norm, parameters, 2,
                random_input(z.shape, dtype, seed=2))
 
 
 @FUSED
 def test_saturated_gates(implementation):
-    z, _, batch_norm, parameters, groups, dout = random_tail((2, 8, 5, 5), 2)
+    z, _, batch_norm, parameters, groups, dout = random_bottleneck((2, 8, 5, 5), 2)
     parameters = [(parameter.detach() * 200).requires_grad_() for parameter in parameters]
     identity = random_identity(z, batch_norm, parameters, groups)
-    for tensor in check_tail(implementation, z, identity, batch_norm, parameters, groups, dout):
+    for tensor in check_bottleneck(
+            implementation, z, identity, batch_norm, parameters, groups, dout):
         assert tensor.isfinite().all()
 
 
@@ -166,15 +167,15 @@ def test_nothing(implementation, with_batch_norm):
 
 @FUSED
 def test_nan_stays_in_its_plane_and_lets_gradients_through(implementation):
-    """As in the formula; ``check_tail`` compares where the gradients are NaN."""
-    z, identity, *tail = random_tail((2, 8, 3, 3), 2)
+    """As in the formula; ``check_bottleneck`` compares where the gradients are NaN."""
+    z, identity, *bottleneck = random_bottleneck((2, 8, 3, 3), 2)
     for c in (0, 2):  # a plane of the channel branch and one of the spatial branch
         z[0, c, 1, 1] = torch.nan
     identity[1, :2, 2, 2] = torch.nan
-    out, _, didentity, *_ = check_tail(implementation, z, identity, *tail)
+    out, _, didentity, *_ = check_bottleneck(implementation, z, identity, *bottleneck)
     nan = out.isnan()
     assert nan.sum() == 2 * 9 + 2
-    assert torch.equal(didentity[nan], tail[-1][nan])
+    assert torch.equal(didentity[nan], bottleneck[-1][nan])
 
 
 @FUSED
@@ -182,7 +183,7 @@ def test_nan_stays_in_its_plane_and_lets_gradients_through(implementation):
     'z', 'identity', 'z and identity', 'batch norm', 'attention', 'all but identity'
 ])
 def test_frozen(implementation, frozen):
-    z, identity, batch_norm, parameters, groups, dout = random_tail((2, 8, 5, 4), 2)
+    z, identity, batch_norm, parameters, groups, dout = random_bottleneck((2, 8, 5, 4), 2)
     tensors = [z.requires_grad_(), identity.requires_grad_(), *batch_norm[:2], *parameters]
     still = {
         'z': tensors[:1], 'identity': tensors[1:2], 'z and identity': tensors[:2],
@@ -210,7 +211,7 @@ def test_frozen_batch_norm_of_a_large_plane(monkeypatch):
     """Without the inputs' gradients nothing is written for them, the others are the same."""
     require('triton')
     monkeypatch.setattr(triton_launch, 'BLOCK', 64)
-    z, identity, batch_norm, parameters, groups, dout = random_tail((1, 4, 9, 11), 1)
+    z, identity, batch_norm, parameters, groups, dout = random_bottleneck((1, 4, 9, 11), 1)
     z, identity, dout, *tensors = (where_triton_runs(tensor.detach()) for tensor in (
         z, identity, dout, *batch_norm, *parameters))
     settings = tensors[:4], tensors[4:], groups, 1e-5, 1e-5
@@ -225,12 +226,12 @@ def test_frozen_batch_norm_of_a_large_plane(monkeypatch):
 @pytest.mark.parametrize('shape', [(1, 16, 150, 149), (40, 1024, 3, 3)], ids=str)
 def test_result_does_not_depend_on_threads(layout, shape):
     require('cpu')
-    z, identity, batch_norm, parameters, groups, dout = random_tail(shape, 4, layout=layout)
+    z, identity, batch_norm, parameters, groups, dout = random_bottleneck(shape, 4, layout=layout)
     threads, results = torch.get_num_threads(), []
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            results.append(tail_gradients(
+            results.append(bottleneck_gradients(
                 lambda *args: fused_bn_sa_add_relu(*args, groups), z, identity, batch_norm,
                 parameters, dout))
     finally:
@@ -242,7 +243,8 @@ def test_result_does_not_depend_on_threads(layout, shape):
 @FUSED
 @pytest.mark.parametrize('layout', ['contiguous', 'channels_last', 'every second channel'])
 def test_backward_keeps_the_input_output_and_statistics_only(implementation, layout):
-    z, identity, batch_norm, parameters, groups, _ = random_tail((1, 8, 16, 16), 2, layout=layout)
+    z, identity, batch_norm, parameters, groups, _ = random_bottleneck(
+        (1, 8, 16, 16), 2, layout=layout)
     saved = []
     with forced(implementation) as name, torch.autograd.graph.saved_tensors_hooks(
             saved.append, lambda tensor: tensor):
@@ -254,14 +256,14 @@ def test_backward_keeps_the_input_output_and_statistics_only(implementation, lay
 
 def operator(implementation, with_batch_norm):
     """``torch.ops.sa_mmdet.shuffle_attention`` of the tensors that can be differentiated."""
-    def tail(z, identity, *tensors):
+    def bottleneck(z, identity, *tensors):
         batch_norm, parameters = [None] * 4, tensors
         if with_batch_norm:
             batch_norm = [*tensors[:2], *random_batch_norm(z.shape[1], z.dtype)[2:]]
             parameters = tensors[2:]
         return torch.ops.sa_mmdet.shuffle_attention.default(
             z, identity, *batch_norm, *parameters, 1, 1e-5, 1e-5, implementation)[0]
-    return tail
+    return bottleneck
 
 
 @pytest.mark.parametrize('implementation', ['reference', 'cpu'])
@@ -270,7 +272,7 @@ def operator(implementation, with_batch_norm):
 ])
 def test_double_backward(implementation, layout, with_batch_norm):
     require(implementation)
-    z, identity, batch_norm, parameters, *_ = random_tail(
+    z, identity, batch_norm, parameters, *_ = random_bottleneck(
         (1, 4, 1, 3), 1, torch.float64, layout, with_batch_norm=with_batch_norm)
     tensors = [z.requires_grad_(), identity.requires_grad_(), *(batch_norm or ())[:2], *parameters]
     function = operator(implementation, with_batch_norm)
@@ -284,7 +286,7 @@ def test_double_backward(implementation, layout, with_batch_norm):
 def test_operator_is_what_torch_library_demands(implementation, layout, with_batch_norm):
     """Schema, fake implementation and autograd, as torch checks them."""
     require(implementation)
-    z, identity, batch_norm, parameters, groups, _ = random_tail(
+    z, identity, batch_norm, parameters, groups, _ = random_bottleneck(
         (2, 8, 4, 3), 2, layout=layout, with_batch_norm=with_batch_norm)
     torch.library.opcheck(torch.ops.sa_mmdet.shuffle_attention.default, (
         z.requires_grad_(), identity.requires_grad_(), *(batch_norm or [None] * 4), *parameters,
@@ -308,7 +310,7 @@ def test_bad_arguments(change, message):
         fused_bn_sa_add_relu(z, identity, batch_norm, *random_parameters(2), groups)
 
 
-class Tail(torch.nn.Module):
+class AfterConv3(torch.nn.Module):
     """The operator with its parameters, of two inputs."""
 
     def __init__(self, function=fused_bn_sa_add_relu, with_batch_norm=True):
@@ -336,7 +338,7 @@ def inputs():
 
 @pytest.fixture
 def formula(inputs):
-    return Tail(fused_bn_sa_add_relu_reference)(*inputs)
+    return AfterConv3(fused_bn_sa_add_relu_reference)(*inputs)
 
 
 @pytest.mark.parametrize('implementation', ['reference', 'cpu'])
@@ -344,7 +346,7 @@ def formula(inputs):
 def test_compiled_gradients(inputs, implementation, with_batch_norm, force_ops):
     require(implementation)
     force_ops(implementation)
-    layer = Tail(with_batch_norm=with_batch_norm)
+    layer = AfterConv3(with_batch_norm=with_batch_norm)
     tensors = [*(tensor.requires_grad_() for tensor in inputs),
                *(tensor for tensor in layer.parameters() if tensor.requires_grad)]
     compiled = torch.compile(layer, fullgraph=True, backend='aot_eager')
@@ -356,7 +358,7 @@ def test_compiled_gradients(inputs, implementation, with_batch_norm, force_ops):
 
 @WITH_AND_WITHOUT
 def test_exported_with_dynamic_shape_is_one_node(inputs, with_batch_norm):
-    layer = Tail(with_batch_norm=with_batch_norm)
+    layer = AfterConv3(with_batch_norm=with_batch_norm)
     sizes = {dimension: torch.export.Dim(name, min=2, max=512)
              for dimension, name in ((0, 'n'), (2, 'h'), (3, 'w'))}
     program = torch.export.export(layer, tuple(inputs), dynamic_shapes=(sizes, sizes))
@@ -368,19 +370,19 @@ def test_exported_with_dynamic_shape_is_one_node(inputs, with_batch_norm):
 
 
 def test_traced_module_needs_no_operator(inputs, formula):
-    traced = torch.jit.trace(Tail(), inputs)
+    traced = torch.jit.trace(AfterConv3(), inputs)
     assert 'sa_mmdet::' not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(*inputs), formula)
 
 
 def test_meta_tensors(inputs):
-    inputs, layer = [tensor.to('meta') for tensor in inputs], Tail().to('meta')
+    inputs, layer = [tensor.to('meta') for tensor in inputs], AfterConv3().to('meta')
     assert layer(*inputs).shape == inputs[0].shape
     assert torch.jit.trace(layer, inputs, check_trace=False)(*inputs).shape == inputs[0].shape
 
 
 def test_functorch(inputs):
-    layer = Tail()
+    layer = AfterConv3()
     per_sample = torch.func.vmap(torch.func.grad(
         lambda z, identity: layer(z[None], identity[None]).sum()))(*inputs)
     inputs[0].requires_grad_()
@@ -398,7 +400,7 @@ def test_onnx(inputs, formula, dynamo):
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        torch.onnx.export(Tail().eval(), tuple(inputs), file, dynamo=dynamo)
+        torch.onnx.export(AfterConv3().eval(), tuple(inputs), file, dynamo=dynamo)
     model = onnx.load_model_from_string(file.getvalue())
     assert {node.domain for node in model.graph.node} == {''}
     session = runtime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
