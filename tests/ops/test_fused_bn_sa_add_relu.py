@@ -7,6 +7,7 @@ import torch
 from fused import (
     CASES,
     LAYOUTS,
+    MOVE_TO,
     SHAPES,
     bottleneck_gradients,
     check_bottleneck,
@@ -249,9 +250,14 @@ def test_backward_keeps_the_input_output_and_statistics_only(implementation, lay
     with forced(implementation) as name, torch.autograd.graph.saved_tensors_hooks(
             saved.append, lambda tensor: tensor):
         out = fused_bn_sa_add_relu(z.requires_grad_(), identity.requires_grad_(), batch_norm,
-                              *parameters, groups, implementation=name)
+                                   *parameters, groups, implementation=name)
     large = [tensor for tensor in saved if tensor.numel() > 4 * z.shape[1]]
-    assert [tensor.data_ptr() for tensor in large] == [z.data_ptr(), out.data_ptr()]
+    assert len(large) == 2
+    for tensor, expected in zip(large, (z, out), strict=True):
+        if MOVE_TO and implementation == 'triton':
+            assert torch.equal(tensor.cpu(), expected)
+        else:
+            assert tensor.data_ptr() == expected.data_ptr()
 
 
 def operator(implementation, with_batch_norm):
