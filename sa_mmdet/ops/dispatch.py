@@ -165,17 +165,16 @@ def _failure(module: ModuleType, device: torch.device, dtype: torch.dtype) -> st
 @contextmanager
 def _undisturbed(device: torch.device):
     """What the user's code has set up for its own tensors is not meant for the trial."""
+    debug = torch.cuda.get_sync_debug_mode() if device.type == 'cuda' else 0
     with (_disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(),
           torch.autocast(device.type, enabled=False)):
-        if device.type != 'cuda':
-            yield
-            return
-        debug = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode(0)
         try:
+            if debug:  # otherwise left alone: setting it warns
+                torch.cuda.set_sync_debug_mode(0)
             yield
         finally:
-            torch.cuda.set_sync_debug_mode(debug)
+            if debug:
+                torch.cuda.set_sync_debug_mode(debug)
 
 
 def _largest_error(module: ModuleType, device: torch.device, dtype: torch.dtype,
