@@ -92,7 +92,9 @@ def attack(tmp_path) -> Path:
 
 @pytest.fixture(scope='session')
 def gpu_environment() -> dict[str, str]:
-    """That of processes that see the GPU; skips where there is none."""
+    """That of processes that see the GPU; skips where there is none, and in these processes."""
+    if 'SA_MMDET_TEST_DEVICE' in os.environ:
+        pytest.skip('this is the run on SA_MMDET_TEST_DEVICE')
     variables = {key: value for key, value in os.environ.items() if 'PYTEST' not in key}
     if variables.pop('SA_MMDET_TEST_HIDES_GPU', None):
         del variables['CUDA_VISIBLE_DEVICES']

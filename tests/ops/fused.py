@@ -4,7 +4,9 @@ Triton's kernels run on the GPU where there is one (test_on_gpu.py), else in Tri
 The tests make CPU tensors: what goes to Triton is moved to the GPU, strides kept, and comes back.
 """
 import functools
+import io
 import os
+import warnings
 from contextlib import contextmanager
 
 import pytest
@@ -323,3 +325,22 @@ def check_bottleneck(implementation, z, identity, batch_norm, parameters, groups
         assert a.dtype == tensor.dtype
         assert_close(name, a, e, t, ulps)
     return actual
+
+
+def computed_by_onnxruntime(module, inputs, dynamo):
+    """The output of a module exported to ONNX, in standard operators only."""
+    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+    runtime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    if dynamo:
+        pytest.importorskip('onnxscript', reason='onnxscript is not installed')
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.onnx.export(module, inputs, file, dynamo=dynamo)
+    model = onnx.load_model_from_string(file.getvalue())
+    assert {node.domain for node in model.graph.node} == {''}
+    session = runtime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
+    output, = session.run(None, {
+        entry.name: tensor.numpy()
+        for entry, tensor in zip(session.get_inputs(), inputs, strict=True)})
+    return torch.from_numpy(output)

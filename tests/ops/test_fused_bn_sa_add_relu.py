@@ -1,6 +1,4 @@
 """What follows conv3, fused, computes its formula, and what PyTorch's compilers make of it."""
-import io
-import warnings
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from fused import (
     SHAPES,
     bottleneck_gradients,
     check_bottleneck,
+    computed_by_onnxruntime,
     forced,
     fused_bn_sa_add_relu,
     parameters_for,
@@ -22,7 +21,7 @@ from fused import (
     where_triton_runs,
 )
 
-from sa_mmdet.ops import triton_launch
+from sa_mmdet.ops import bottleneck_tail, triton_launch
 from sa_mmdet.ops.reference import fused_bn_sa_add_relu_reference
 
 FUSED = pytest.mark.parametrize('implementation', ['cpu', 'triton'])
@@ -316,6 +315,13 @@ def test_bad_arguments(change, message):
         fused_bn_sa_add_relu(z, identity, batch_norm, *random_parameters(2), groups)
 
 
+def test_former_name():
+    arguments = *random_bottleneck((2, 8, 4, 3), 2)[:3], *random_parameters(2), 2
+    with pytest.warns(DeprecationWarning, match='now called fused_bn_sa_add_relu'):
+        actual = bottleneck_tail(*arguments)
+    assert torch.equal(actual, fused_bn_sa_add_relu(*arguments))
+
+
 class AfterConv3(torch.nn.Module):
     """The operator with its parameters, of two inputs."""
 
@@ -398,19 +404,5 @@ def test_functorch(inputs):
 
 @pytest.mark.parametrize('dynamo', [False, True])
 def test_onnx(inputs, formula, dynamo):
-    """Standard operators only, and onnxruntime computes the same."""
-    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
-    runtime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
-    if dynamo:
-        pytest.importorskip('onnxscript', reason='onnxscript is not installed')
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        torch.onnx.export(AfterConv3().eval(), tuple(inputs), file, dynamo=dynamo)
-    model = onnx.load_model_from_string(file.getvalue())
-    assert {node.domain for node in model.graph.node} == {''}
-    session = runtime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
-    actual, = session.run(None, {
-        entry.name: tensor.numpy()
-        for entry, tensor in zip(session.get_inputs(), inputs, strict=True)})
-    torch.testing.assert_close(torch.from_numpy(actual), formula, rtol=1e-4, atol=1e-4)
+    actual = computed_by_onnxruntime(AfterConv3().eval(), tuple(inputs), dynamo)
+    torch.testing.assert_close(actual, formula, rtol=1e-4, atol=1e-4)
