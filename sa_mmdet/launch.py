@@ -2,6 +2,7 @@
 
 MMPretrain's are run for the classifiers of ImageNet, in the same way.
 """
+import gc
 import pickle
 import runpy
 import sys
@@ -54,8 +55,7 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     args = tool['parse_args']()
     refuse_code()
     config = checked_config(args, splits)
-    on_cpus = args.launcher != 'none' and not torch.cuda.is_available()
-    if on_cpus:
+    if args.launcher != 'none' and not torch.cuda.is_available():
         _start_cpu_processes(args.launcher, config)
     try:
         tool['main']()
@@ -64,8 +64,10 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     except KeyboardInterrupt:
         sys.exit('interrupted' + (': the same command with --resume goes on from the last '
                                   'checkpoint' if 'train' in splits else ''))
-    if on_cpus:
-        # gloo's threads, still running when the interpreter ends, can abort the process
+    if torch.distributed.is_initialized():
+        # gloo's threads, still running when the interpreter ends, can abort the process. They end
+        # with the last object that holds the group: a model, which is part of reference cycles.
+        gc.collect()
         torch.distributed.destroy_process_group()
 
 
