@@ -112,8 +112,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if any(side % 32 for side in args.size):
         parser.error(f'--size must be multiples of 32, got {args.size[0]} {args.size[1]}')
     try:
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
+        args.device = torch.empty(0, device=args.device).device  # with its index
     except (RuntimeError, AssertionError) as error:
         parser.error(f'--device {args.device}: {reason(error)}')
     if args.device.type not in ('cpu', 'cuda'):

@@ -19,6 +19,7 @@ from .triton_kernels import (
     gradient_sums,
     load_statistics,
     mean_of,
+    relu,
     shuffled,
     through,
 )
@@ -101,7 +102,7 @@ def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constex
         z = _load(z_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
         deviation = tl.where((pixel + rows < area)[:, None], z - center[None, :], 0.0)
         total += deviation
-        squares += deviation * deviation
+        squares = tl.fma(deviation, deviation, squares)
 
     moments_ptr += tl.program_id(0).to(tl.int64) * 3 * channels + c
     tl.store(moments_ptr, center, mask=exists)
@@ -153,7 +154,8 @@ def output_kernel(
         z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, ADD_RELU: tl.constexpr,
         BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """The output."""
-    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
+    chunk, n = program % chunks, (program // chunks).to(tl.int64)
     source, column, source_exists, exists = _columns(channels, CHANNELS)
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     z_ptr += n * area * channels + source
@@ -165,10 +167,11 @@ def output_kernel(
         z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
         x, gate, _complement, _deviation = gated(
             z, center, scale, shift, slope, offset, BATCH_NORM)
-        y = x * gate
         if ADD_RELU:
-            y += _load(identity_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
-            y = tl.where(y < 0, 0.0, y)
+            identity = _load(identity_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
+            y = relu(tl.fma(x, gate, identity))
+        else:
+            y = x * gate
         _store(y, y_ptr, exists, pixel, area, channels, ROWS)
 
 
@@ -221,10 +224,10 @@ def gradient_moments_kernel(
         direct, dlogit, deviation = through(
             dy, z, center, scale, shift, slope, offset, BATCH_NORM)
         bias += dlogit
-        weight += dlogit * deviation
+        weight = tl.fma(dlogit, deviation, weight)
         if BATCH_NORM:
             total += direct
-            moment += direct * deviation
+            moment = tl.fma(direct, deviation, moment)
 
     moments_ptr += tl.program_id(0).to(tl.int64) * 4 * channels + column
     tl.store(moments_ptr, tl.sum(bias, 0), mask=exists)
@@ -278,7 +281,8 @@ def gradient_kernel(
         dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, BATCH_NORM: tl.constexpr,
         CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """dz; dy is didentity where there is one."""
-    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
+    chunk, n = program % chunks, (program // chunks).to(tl.int64)
     source, column, source_exists, exists = _columns(channels, CHANNELS)
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     affine_ptr += n * 8 * channels + column

@@ -9,6 +9,11 @@ was computed to.
 import triton
 import triton.language as tl
 
+from .triton_launch import INTERPRETED as _INTERPRETED
+
+INTERPRETED = tl.constexpr(_INTERPRETED)
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
@@ -23,16 +28,27 @@ def _pointers(base, start, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _read(base, plane_exists, start, area, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
-    values = tl.load(_pointers(base, start, BLOCK), other=0, eviction_policy=EVICTION,
-                     mask=_exist(plane_exists, start, area, BLOCK))
+def _read(base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+          EVICTION: tl.constexpr):
+    """Those elements, of which WHOLE says that all exist."""
+    pointers = _pointers(base, start, BLOCK)
+    if WHOLE:
+        values = tl.load(pointers, eviction_policy=EVICTION)
+    else:
+        values = tl.load(pointers, mask=_exist(plane_exists, start, area, BLOCK), other=0,
+                         eviction_policy=EVICTION)
     return values.to(tl.float32)
 
 
 @triton.jit
-def _write(values, base, plane_exists, start, area, BLOCK: tl.constexpr, EVICTION: tl.constexpr):
-    tl.store(_pointers(base, start, BLOCK), values, eviction_policy=EVICTION,
-             mask=_exist(plane_exists, start, area, BLOCK))
+def _write(values, base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+           EVICTION: tl.constexpr):
+    pointers = _pointers(base, start, BLOCK)
+    if WHOLE:
+        tl.store(pointers, values, eviction_policy=EVICTION)
+    else:
+        tl.store(pointers, values, mask=_exist(plane_exists, start, area, BLOCK),
+                 eviction_policy=EVICTION)
 
 
 @triton.jit
@@ -100,16 +116,32 @@ def affine(
 
 
 @triton.jit
+def _reciprocal(x):
+    """1 / x to one unit, for x of 1 to 2^126; division would take five more instructions."""
+    if INTERPRETED:
+        return 1.0 / x
+    return tl.inline_asm_elementwise('rcp.approx.ftz.f32 $0, $1;', '=f,f', [x], dtype=tl.float32,
+                                     is_pure=True, pack=1)
+
+
+@triton.jit
 def gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
     """x, its gate, 1 - gate without cancellation, and the deviation of z from the center."""
     deviation = z - center
-    logit = slope * scale * deviation + offset
-    exponential = tl.exp(-tl.where(logit < -87.0, -87.0, logit))  # unlike maximum, keeps a NaN
-    gate = 1.0 / (1.0 + exponential)
+    power = tl.fma(-LOG2_E * slope * scale, deviation, -LOG2_E * offset)
+    # of 2; limited, so that the gate is not 0. NaN stays NaN.
+    power = tl.minimum(power, 125.5, propagate_nan=tl.PropagateNan.ALL)
+    exponential = tl.exp2(power)
+    gate = _reciprocal(1.0 + exponential)
     x = z
     if BATCH_NORM:
-        x = scale * deviation + shift
+        x = tl.fma(scale, deviation, shift)
     return x, gate, exponential * gate, deviation
+
+
+@triton.jit
+def relu(x):
+    return tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -124,25 +156,36 @@ def mean_of(total, count):
 
 
 @triton.jit
-def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
-                ONE_BLOCK: tl.constexpr):
+def _add_moments(total, squares, first, z_ptr, plane_exists, start, area, BLOCK: tl.constexpr,
+                 WHOLE: tl.constexpr):
+    """The sums of the deviations from first and of their squares, with one more block."""
+    z = _read(z_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_last')
+    deviation = z - first[:, None]
+    if not WHOLE:
+        deviation = tl.where(_exist(plane_exists, start, area, BLOCK), deviation, 0.0)
+    return total + deviation, tl.fma(deviation, deviation, squares)
+
+
+@triton.jit
+def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Mean, as center + residual, and variance of the planes whose first block is z."""
     # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
     # it is at most area / BLOCK variances, so that little cancels below.
     # And that mean from deviations from one element: of a constant plane nothing is left to round.
     exist = _exist(plane_exists, 0, area, BLOCK)
-    one = tl.sum(tl.where((tl.arange(0, BLOCK) == 0)[None, :], z, 0.0), 1)
+    one = tl.load(z_ptr, mask=plane_exists, other=0).to(tl.float32)
     first = one + mean_of(tl.sum(tl.where(exist, z - one[:, None], 0.0), 1),
                           tl.minimum(area, BLOCK))
-    deviation = tl.where(exist, z - first[:, None], 0.0)
-    total, squares = deviation, deviation * deviation
+    total = tl.where(exist, z - first[:, None], 0.0)
+    squares = total * total
     if not ONE_BLOCK:
-        for start in range(BLOCK, area, BLOCK):
-            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_last')
-            exist = _exist(plane_exists, start, area, BLOCK)
-            deviation = tl.where(exist, z - first[:, None], 0.0)
-            total += deviation
-            squares += deviation * deviation
+        rest = area // BLOCK * BLOCK
+        for start in range(BLOCK, rest, BLOCK):
+            total, squares = _add_moments(total, squares, first, z_ptr, plane_exists, start, area,
+                                          BLOCK, True)
+        if rest < area:
+            total, squares = _add_moments(total, squares, first, z_ptr, plane_exists, rest, area,
+                                          BLOCK, False)
     delta = mean_of(tl.sum(total, 1), area)
     variance = mean_of(tl.sum(squares, 1), area) - delta * delta
     center = first + delta
@@ -152,14 +195,16 @@ def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr,
 @triton.jit
 def _write_output(
         z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift, slope, offset,
-        ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
+        ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
         EVICTION: tl.constexpr):
-    x, gate, _, _ = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
-    y = x * gate
+    x, gate, _, _ = gated(z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
+                          offset[:, None], BATCH_NORM)
     if ADD_RELU:
-        y += _read(identity_ptr, plane_exists, start, area, BLOCK, EVICTION)
-        y = tl.where(y < 0, 0.0, y)
-    _write(y, y_ptr, plane_exists, start, area, BLOCK, EVICTION)
+        identity = _read(identity_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
+        y = relu(tl.fma(x, gate, identity))
+    else:
+        y = x * gate
+    _write(y, y_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
 
 
 @triton.jit(do_not_specialize=['planes', 'area', 'z_n', 'z_c', 'identity_n', 'identity_c', 'y_n',
@@ -184,7 +229,7 @@ def forward_kernel(
     if ADD_RELU:
         identity_ptr += tl.multiple_of(n * identity_n + column * identity_c, UNIT)
 
-    z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
+    z = _read(z_ptr, plane_exists, 0, area, BLOCK, not ONE_BLOCK, 'evict_last')
     center, residual, variance = _statistics(z, z_ptr, plane_exists, area, BLOCK, ONE_BLOCK)
     mean = center.to(tl.float64) + residual.to(tl.float64)
     tl.store(stats_ptr + 2 * plane, mean, mask=plane_exists)
@@ -195,31 +240,20 @@ def forward_kernel(
     rstd = 1.0 / tl.sqrt(scale * scale * variance + eps)
     slope, offset = _gate(c, plane_exists, p, shift, scale * residual, rstd, cweight_ptr,
                           cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr)
-    center, scale, shift = center[:, None], scale[:, None], shift[:, None]
-    slope, offset = slope[:, None], offset[:, None]
     if ONE_BLOCK:
         _write_output(z, identity_ptr, y_ptr, plane_exists, 0, area, center, scale, shift, slope,
-                      offset, ADD_RELU, BATCH_NORM, BLOCK, '')
+                      offset, ADD_RELU, BATCH_NORM, BLOCK, False, '')
     else:
-        for done in range(0, area, BLOCK):
-            start = (area - 1) // BLOCK * BLOCK - done
-            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+        rest = area // BLOCK * BLOCK
+        if rest < area:
+            z = _read(z_ptr, plane_exists, rest, area, BLOCK, False, 'evict_first')
+            _write_output(z, identity_ptr, y_ptr, plane_exists, rest, area, center, scale, shift,
+                          slope, offset, ADD_RELU, BATCH_NORM, BLOCK, False, 'evict_first')
+        for done in range(BLOCK, rest + BLOCK, BLOCK):
+            start = rest - done
+            z = _read(z_ptr, plane_exists, start, area, BLOCK, True, 'evict_first')
             _write_output(z, identity_ptr, y_ptr, plane_exists, start, area, center, scale, shift,
-                          slope, offset, ADD_RELU, BATCH_NORM, BLOCK, 'evict_first')
-
-
-@triton.jit
-def _read_gradient(
-        dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, ADD_RELU: tl.constexpr,
-        INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of the attention's output, and with ADD_RELU of the identity too."""
-    dy = _read(dy_ptr, plane_exists, start, area, BLOCK, 'evict_last')
-    if ADD_RELU:
-        out = _read(out_ptr, plane_exists, start, area, BLOCK, 'evict_first')
-        dy = tl.where(out <= 0, 0.0, dy)
-        if INPUT_GRADIENT:
-            _write(dy, didentity_ptr, plane_exists, start, area, BLOCK, '')
-    return dy
+                          slope, offset, ADD_RELU, BATCH_NORM, BLOCK, True, 'evict_first')
 
 
 @triton.jit
@@ -264,11 +298,56 @@ def gradient(direct, dlogit, deviation, scale, slope, mean_dlogit, linear, const
              BATCH_NORM: tl.constexpr):
     """dz, of what ``through`` and ``gradient_sums`` return."""
     # what cancels is subtracted first, before the slope can magnify it
-    through_norm = dlogit - mean_dlogit - linear * deviation
-    dz = direct + slope * through_norm + constant
+    through_norm = tl.fma(-linear, deviation, dlogit - mean_dlogit)
+    dz = tl.fma(slope, through_norm, direct) + constant
     if BATCH_NORM:
         dz *= scale
     return dz
+
+
+@triton.jit
+def _read_through(
+        dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start, area, center, scale, shift,
+        slope, offset, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
+        INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+        EVICTION: tl.constexpr):
+    """``through`` for a block; with ADD_RELU also write didentity."""
+    z = _read(z_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
+    dy = _read(dy_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
+    if ADD_RELU:
+        out = _read(out_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_first')
+        dy = tl.where(out <= 0, 0.0, dy)
+        if INPUT_GRADIENT:
+            _write(dy, didentity_ptr, plane_exists, start, area, BLOCK, WHOLE, '')
+    return through(dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
+                   offset[:, None], BATCH_NORM)
+
+
+@triton.jit
+def _add_gradient_moments(
+        bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start,
+        area, center, scale, shift, slope, offset, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
+        INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+    """The four sums, before they are summed over lanes, with one more block."""
+    direct, dlogit, deviation = _read_through(
+        dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start, area, center, scale, shift,
+        slope, offset, ADD_RELU, BATCH_NORM, INPUT_GRADIENT, BLOCK, WHOLE, 'evict_last')
+    return (bias + dlogit, tl.fma(dlogit, deviation, weight), total + direct,
+            tl.fma(direct, deviation, moment))
+
+
+@triton.jit
+def _write_gradient(
+        dy_ptr, z_ptr, dz_ptr, plane_exists, start, area, center, scale, shift, slope, offset,
+        mean_dlogit, linear, constant, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
+        WHOLE: tl.constexpr):
+    """dz of a block, where dy is what goes to the attention."""
+    direct, dlogit, deviation = _read_through(
+        dy_ptr, z_ptr, None, None, plane_exists, start, area, center, scale, shift, slope, offset,
+        False, BATCH_NORM, False, BLOCK, WHOLE, 'evict_first')
+    dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None], mean_dlogit[:, None],
+                  linear[:, None], constant[:, None], BATCH_NORM)
+    _write(dz, dz_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_first')
 
 
 @triton.jit(do_not_specialize=['planes', 'area', 'dy_n', 'dy_c', 'z_n', 'z_c', 'out_n', 'out_c',
@@ -305,27 +384,23 @@ def backward_kernel(
         sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, BATCH_NORM)
 
-    z = _read(z_ptr, plane_exists, 0, area, BLOCK, 'evict_last')
-    dy = _read_gradient(dy_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, ADD_RELU,
-                        INPUT_GRADIENT, BLOCK)
-    direct, dlogit, deviation = through(
-        dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None], offset[:, None],
-        BATCH_NORM)
+    direct, dlogit, deviation = _read_through(
+        dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, center, scale, shift, slope,
+        offset, ADD_RELU, BATCH_NORM, INPUT_GRADIENT, BLOCK, not ONE_BLOCK, 'evict_last')
     bias, weight = dlogit, dlogit * deviation
     total, moment = direct, direct * deviation
+    rest = area // BLOCK * BLOCK
     if not ONE_BLOCK:
-        for start in range(BLOCK, area, BLOCK):
-            z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_last')
-            dy = _read_gradient(
-                dy_ptr, out_ptr, didentity_ptr, plane_exists, start, area, ADD_RELU, INPUT_GRADIENT,
-                BLOCK)
-            direct, dlogit, deviation = through(
-                dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
-                offset[:, None], BATCH_NORM)
-            bias += dlogit
-            weight += dlogit * deviation
-            total += direct
-            moment += direct * deviation
+        for start in range(BLOCK, rest, BLOCK):
+            bias, weight, total, moment = _add_gradient_moments(
+                bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists,
+                start, area, center, scale, shift, slope, offset, ADD_RELU, BATCH_NORM,
+                INPUT_GRADIENT, BLOCK, True)
+        if rest < area:
+            bias, weight, total, moment = _add_gradient_moments(
+                bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists,
+                rest, area, center, scale, shift, slope, offset, ADD_RELU, BATCH_NORM,
+                INPUT_GRADIENT, BLOCK, False)
     mean_dlogit, linear, constant = gradient_sums(
         tl.sum(bias, 1), tl.sum(weight, 1), tl.sum(total, 1), tl.sum(moment, 1),
         sums_ptr + (4 if BATCH_NORM else 2) * plane, c, plane_exists, p, area, eps, residual, scale,
@@ -335,21 +410,19 @@ def backward_kernel(
         if ONE_BLOCK:
             dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None],
                           mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
-            _write(dz, dz_ptr, plane_exists, 0, area, BLOCK, '')
+            _write(dz, dz_ptr, plane_exists, 0, area, BLOCK, False, '')
         else:
             if ADD_RELU:  # read back what was written above, not the two tensors it is made of
                 tl.debug_barrier()
                 dy_ptr = didentity_ptr
-            for done in range(0, area, BLOCK):
-                start = (area - 1) // BLOCK * BLOCK - done
-                z = _read(z_ptr, plane_exists, start, area, BLOCK, 'evict_first')
-                dy = _read(dy_ptr, plane_exists, start, area, BLOCK, 'evict_first')
-                direct, dlogit, deviation = through(
-                    dy, z, center[:, None], scale[:, None], shift[:, None], slope[:, None],
-                    offset[:, None], BATCH_NORM)
-                dz = gradient(direct, dlogit, deviation, scale[:, None], slope[:, None],
-                              mean_dlogit[:, None], linear[:, None], constant[:, None], BATCH_NORM)
-                _write(dz, dz_ptr, plane_exists, start, area, BLOCK, 'evict_first')
+            if rest < area:
+                _write_gradient(
+                    dy_ptr, z_ptr, dz_ptr, plane_exists, rest, area, center, scale, shift, slope,
+                    offset, mean_dlogit, linear, constant, BATCH_NORM, BLOCK, False)
+            for done in range(BLOCK, rest + BLOCK, BLOCK):
+                _write_gradient(
+                    dy_ptr, z_ptr, dz_ptr, plane_exists, rest - done, area, center, scale, shift,
+                    slope, offset, mean_dlogit, linear, constant, BATCH_NORM, BLOCK, True)
 
 
 @triton.jit

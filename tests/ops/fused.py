@@ -134,9 +134,10 @@ def where_triton_runs(value):
 def _anywhere(function):
     @functools.wraps(function)
     def call(*args, implementation=None, **options):
-        if MOVE_TO is None or implementation != 'triton':
+        by_triton = 'triton' in (implementation, os.environ.get('SA_MMDET_OPS'))
+        if MOVE_TO is None or not by_triton:
             return function(*args, implementation=implementation, **options)
-        return Move.apply(function(*where_triton_runs(args), implementation='triton', **{
+        return Move.apply(function(*where_triton_runs(args), implementation=implementation, **{
             key: where_triton_runs(value) for key, value in options.items()}), 'cpu')
     return call
 
