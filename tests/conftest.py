@@ -30,8 +30,10 @@ ASIDE = Path(sys.prefix) / 'torchvision'
 
 # Property tests try the same examples every time, so that what passed keeps passing. To try others:
 # pytest tests/ops/test_properties.py --hypothesis-profile=explore [--hypothesis-seed=N]
-settings.register_profile('repeatable', derandomize=True, max_examples=60, deadline=None,
-                          suppress_health_check=[HealthCheck.too_slow])
+# On a GPU most examples are kernels to compile.
+settings.register_profile(
+    'repeatable', derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow],
+    max_examples=10 if os.environ.get('SA_MMDET_TEST_DEVICE') == 'cuda' else 60)
 settings.register_profile('explore', settings.get_profile('repeatable'), derandomize=False,
                           max_examples=1000, print_blob=True)
 settings.load_profile('repeatable')

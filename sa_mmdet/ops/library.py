@@ -96,7 +96,11 @@ def _gradients(ctx, dout, _):
 
 def _rows(gradients: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...]) -> list:
     """One for each tensor that wants a gradient, in its shape and dtype."""
-    return [gradient.view_as(tensor).to(tensor.dtype) if want else None
+    def row(gradient: Tensor, tensor: Tensor) -> Tensor:
+        gradient = gradient.view_as(tensor)
+        return gradient if gradient.dtype == tensor.dtype else gradient.to(tensor.dtype)
+
+    return [row(gradient, tensor) if want else None
             for gradient, tensor, want in zip(gradients.unbind(), tensors, wanted, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 A program takes some channels of a chunk of an image's pixels, ROWS at a time. What only a whole
 plane knows is summed up between two kernels: moments, statistics, output in the forward pass;
-affine, gradient_moments, gradient_sums, gradient in the backward pass.
+gradient_moments, gradient_sums, gradient in the backward pass.
 
 The shuffle interleaves the two halves of the channels. So a program takes CHANNELS neighbours of
 each half and interleaves them when it reads z; from there on its columns are in the order of the
@@ -48,17 +48,28 @@ def _load_shuffled(base, exist, pixel, area, channels, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _columns(channels, CHANNELS: tl.constexpr):
-    """This program's channels in the first half, and in the output; which of them there are."""
-    source = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    column = tl.program_id(1) * 2 * CHANNELS + tl.arange(0, 2 * CHANNELS)
+def _place(program, channels, chunks, COLUMNS: tl.constexpr):
+    """A program's image, chunk and first column.
+
+    Programs beside each other take the columns of the same pixels, so that what is read from memory
+    at one time lies together there.
+    """
+    blocks = tl.cdiv(channels, COLUMNS)
+    chunk = program // blocks
+    return (chunk // chunks).to(tl.int64), chunk % chunks, program % blocks * COLUMNS
+
+
+@triton.jit
+def _columns(start, channels, CHANNELS: tl.constexpr):
+    """A program's channels in the first half, and in the output; which of them there are."""
+    source = start // 2 + tl.arange(0, CHANNELS)
+    column = start + tl.arange(0, 2 * CHANNELS)
     return source, column, source < channels // 2, column < channels
 
 
 @triton.jit
-def _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset):
-    """In the order of the output, for _load_affine."""
-    affine_ptr += n * 8 * channels + shuffled(c, channels)
+def _store_affine(affine_ptr, n, column, exists, channels, center, scale, shift, slope, offset):
+    affine_ptr += n * 8 * channels + column
     tl.store(affine_ptr, center, mask=exists)
     tl.store(affine_ptr + channels, scale, mask=exists)
     tl.store(affine_ptr + 2 * channels, shift, mask=exists)
@@ -81,11 +92,11 @@ def _load_affine(affine_ptr, n, column, exists, channels):
 def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constexpr,
                    ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """(N, chunks, 3, C): a center, and the sums of deviations from it and of their squares."""
-    chunk, n = tl.program_id(0) % chunks, tl.program_id(0) // chunks
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    n, chunk, start = _place(tl.program_id(0), channels, chunks, CHANNELS)
+    c = start + tl.arange(0, CHANNELS)
     exists = c < channels
     first_pixel = chunk * CHUNK
-    z_ptr += n.to(tl.int64) * area * channels + c
+    z_ptr += n * area * channels + c
 
     # As in triton_kernels: deviations from the mean of what is read first, which is made of
     # deviations from one pixel.
@@ -104,7 +115,7 @@ def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constex
         total += deviation
         squares = tl.fma(deviation, deviation, squares)
 
-    moments_ptr += tl.program_id(0).to(tl.int64) * 3 * channels + c
+    moments_ptr += (n * chunks + chunk) * 3 * channels + c
     tl.store(moments_ptr, center, mask=exists)
     tl.store(moments_ptr + channels, tl.sum(total, 0), mask=exists)
     tl.store(moments_ptr + 2 * channels, tl.sum(squares, 0), mask=exists)
@@ -146,17 +157,18 @@ def statistics_kernel(
         mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM)
-    _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset)
+    _store_affine(affine_ptr, n, shuffled(c, channels), exists, channels, center, scale, shift,
+                  slope, offset)
 
 
 @triton.jit
 def output_kernel(
-        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, ADD_RELU: tl.constexpr,
-        BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, BATCH_NORM: tl.constexpr,
+        ADD_RELU: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """The output."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
-    chunk, n = program % chunks, (program // chunks).to(tl.int64)
-    source, column, source_exists, exists = _columns(channels, CHANNELS)
+    n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
+    source, column, source_exists, exists = _columns(start, channels, CHANNELS)
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     z_ptr += n * area * channels + source
     y_ptr += n * area * channels + column
@@ -176,34 +188,32 @@ def output_kernel(
 
 
 @triton.jit
-def affine_kernel(
-        stats_ptr, affine_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr, gn_weight_ptr,
-        gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr, channels, p, eps,
-        bn_eps, BATCH_NORM: tl.constexpr, CHANNELS: tl.constexpr):
-    """The first five rows of affine, from the statistics."""
-    n = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    exists = c < channels
+def _source(column, channels):
+    """The channels of z from which columns of the output come."""
+    return column // 2 + column % 2 * (channels // 2)
+
+
+@triton.jit
+def gradient_moments_kernel(
+        dy_ptr, z_ptr, out_ptr, stats_ptr, didentity_ptr, moments_ptr, cweight_ptr, cbias_ptr,
+        sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
+        bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr,
+        ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr, CHUNK: tl.constexpr,
+        ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+    """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
+
+    The latter in the order of the output.
+    """
+    n, chunk, start = _place(tl.program_id(0), channels, chunks, 2 * CHANNELS)
+    source, column, source_exists, exists = _columns(start, channels, CHANNELS)
+    c = _source(column, channels)
     mean, variance = load_statistics(stats_ptr + 2 * (n * channels + c), exists)
     center, _residual, scale, shift, slope, offset, _rstd, _bn_rstd, _distance = affine(
         mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM)
-    _store_affine(affine_ptr, n, c, exists, channels, center, scale, shift, slope, offset)
-
-
-@triton.jit
-def gradient_moments_kernel(
-        dy_ptr, z_ptr, out_ptr, affine_ptr, didentity_ptr, moments_ptr, channels, area, chunks,
-        ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
-        CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
-
-    The latter in the order of the output.
-    """
-    chunk, n = tl.program_id(0) % chunks, (tl.program_id(0) // chunks).to(tl.int64)
-    source, column, source_exists, exists = _columns(channels, CHANNELS)
-    center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
+    center, scale, shift = center[None, :], scale[None, :], shift[None, :]
+    slope, offset = slope[None, :], offset[None, :]
     z_ptr += n * area * channels + source
     dy_ptr += n * area * channels + column
     if ADD_RELU:
@@ -229,7 +239,7 @@ def gradient_moments_kernel(
             total += direct
             moment = tl.fma(direct, deviation, moment)
 
-    moments_ptr += tl.program_id(0).to(tl.int64) * 4 * channels + column
+    moments_ptr += (n * chunks + chunk) * 4 * channels + column
     tl.store(moments_ptr, tl.sum(bias, 0), mask=exists)
     tl.store(moments_ptr + channels, tl.sum(weight, 0), mask=exists)
     if BATCH_NORM:
@@ -243,7 +253,7 @@ def gradient_sums_kernel(
         sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr,
         CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The sums for the parameters' gradients, and the last three rows of affine."""
+    """The sums for the parameters' gradients, and affine."""
     n = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = column < channels
@@ -260,16 +270,17 @@ def gradient_sums_kernel(
             total += tl.sum(tl.load(at + 2 * channels, mask=exist, other=0), 0)
             moment += tl.sum(tl.load(at + 3 * channels, mask=exist, other=0), 0)
 
-    c = column // 2 + column % 2 * (channels // 2)
+    c = _source(column, channels)
     plane = n * channels + c
     mean, variance = load_statistics(stats_ptr + 2 * plane, exists)
-    _center, residual, scale, shift, slope, _offset, rstd, bn_rstd, distance = affine(
+    center, residual, scale, shift, slope, offset, rstd, bn_rstd, distance = affine(
         mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM)
     mean_dlogit, linear, constant = gradient_sums(
         bias, weight, total, moment, sums_ptr + (4 if BATCH_NORM else 2) * plane, c, exists, p,
         area, eps, residual, scale, shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
+    _store_affine(affine_ptr, n, column, exists, channels, center, scale, shift, slope, offset)
     affine_ptr += n * 8 * channels + column
     tl.store(affine_ptr + 5 * channels, mean_dlogit, mask=exists)
     tl.store(affine_ptr + 6 * channels, linear, mask=exists)
@@ -282,8 +293,8 @@ def gradient_kernel(
         CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """dz; dy is didentity where there is one."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
-    chunk, n = program % chunks, (program // chunks).to(tl.int64)
-    source, column, source_exists, exists = _columns(channels, CHANNELS)
+    n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
+    source, column, source_exists, exists = _columns(start, channels, CHANNELS)
     center, scale, shift, slope, offset = _load_affine(affine_ptr, n, column, exists, channels)
     affine_ptr += n * 8 * channels + column
     mean_dlogit = tl.load(affine_ptr + 5 * channels, mask=exists, other=0)[None, :]

@@ -213,7 +213,7 @@ def forward_kernel(
         z_ptr, identity_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         planes, channels, p, area, eps, bn_eps, z_n, z_c, identity_n, identity_c,
-        y_n, y_c, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr, UNIT: tl.constexpr,
+        y_n, y_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, UNIT: tl.constexpr,
         PLANES: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
 
@@ -356,7 +356,7 @@ def backward_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, dz_ptr, didentity_ptr, sums_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, z_n, z_c, out_n, out_c,
-        dz_n, dz_c, didentity_n, didentity_c, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
+        dz_n, dz_c, didentity_n, didentity_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, UNIT: tl.constexpr, PLANES: tl.constexpr,
         BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """dz, didentity and the sums for the parameters' gradients, of PLANES planes.

@@ -21,15 +21,22 @@ REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its 
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
-# Contiguous planes: the elements of a plane that a program holds, 16 a thread. A plane up to this
-# size is read once. Smaller planes share a program, which holds SHARED elements, 4 a thread.
-BLOCK, ELEMENTS_A_WARP, SHARED, SHARED_ELEMENTS_A_WARP = 8192, 512, 1024, 128
-# channels_last: a program takes COLUMNS channels of a chunk of pixels, a TILE at a time, and merges
-# so many chunks of so many channels at a time.
-COLUMNS, CHUNK_ELEMENTS, TILE, TILE_ELEMENTS_A_WARP = 64, 16384, 1024, 256
-MERGED_CHANNELS, MERGED_CHUNKS = 16, 64
+# Contiguous planes: the elements that a program holds, an eighth of a plane within these bounds, 16
+# a thread. Planes up to the smallest are read once and share a program, which holds SHARED
+# elements, 4 a thread.
+SMALLEST_BLOCK, BLOCK, ELEMENTS_A_WARP = 512, 8192, 512
+SHARED, SHARED_ELEMENTS_A_WARP = 1024, 128
+# channels_last: a program takes COLUMNS channels of a chunk of pixels, a 32nd of a plane within
+# these bounds, by warps whose threads read 16 bytes at a time; and merges so many chunks of so many
+# channels at a time.
+COLUMNS, WARPS, SMALLEST_CHUNK, CHUNK = 64, 4, 128, 256
+MERGED_CHANNELS, MERGED_CHUNKS, MERGING_WARPS = 16, 64, 4
 # rows of sums and channels that a program adds up
 ROWS, CHANNELS = 128, 64
+
+# kernels by all that Triton compiles them for, and how many are remembered
+_compiled: dict[tuple, object] = {}
+MOST_COMPILED = 10000
 
 
 def device() -> torch.device:
@@ -122,8 +129,7 @@ class _Launch:
         self.parameters = [tensor.contiguous() for tensor in (*parameters, *(batch_norm or ()))]
         if batch_norm is None:
             self.parameters += [None] * 4
-        # fusion would round differently what is written to cancel
-        self.options = dict(BATCH_NORM=batch_norm is not None, enable_fp_fusion=False)
+        self.has_batch_norm = batch_norm is not None
 
     def forward_contiguous(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from .triton_kernels import forward_kernel
@@ -142,86 +148,117 @@ class _Launch:
         planes, block, warps = contiguous_plan(self.area)
         strides = [stride for tensor in strided for stride in _strides(tensor)]
         number = self.images * self.channels
-        kernel[(-(-number // planes), )](
-            *tensors, *self.parameters, number, self.channels, self.p, self.area, self.eps,
-            self.bn_eps, *strides, **constants, **self.options,
-            UNIT=math.gcd(16, self.area, *strides), PLANES=planes, BLOCK=block,
-            ONE_BLOCK=self.area <= block, num_warps=warps)
+        _launch(kernel, (-(-number // planes), 1, 1), warps, (*tensors, *self.parameters),
+                (number, self.channels, self.p, self.area, self.eps, self.bn_eps, *strides),
+                BATCH_NORM=self.has_batch_norm, **constants,
+                UNIT=math.gcd(16, self.area, *strides), PLANES=planes, BLOCK=block,
+                ONE_BLOCK=self.area <= block)
 
     def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from . import triton_channels_last as kernels
-        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area)
-        grid, merge_grid = self._grids(columns, chunks)
+        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area, z.itemsize)
+        over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
-        numbers = self.channels, self.area, chunks
-        kernels.moments_kernel[grid](z, moments, *numbers, CHANNELS=columns, **tile,
-                                     enable_fp_fusion=False)
-        kernels.statistics_kernel[merge_grid](
-            moments, stats, affine, *self.parameters, self.channels, self.p, self.area, chunks,
-            self.eps, self.bn_eps, CHUNK=tile['CHUNK'], **merge, **self.options)
-        kernels.output_kernel[grid](z, identity, y, affine, *numbers, ADD_RELU=identity is not None,
-                                    CHANNELS=columns // 2, **tile, **self.options)
+        sizes = self.channels, self.area, chunks
+        _launch(kernels.moments_kernel, over_pixels, WARPS, (z, moments), sizes, **tile,
+                CHANNELS=columns)
+        _launch(kernels.statistics_kernel, merging, MERGING_WARPS,
+                (moments, stats, affine, *self.parameters),
+                (self.channels, self.p, self.area, chunks, self.eps, self.bn_eps),
+                BATCH_NORM=self.has_batch_norm, CHUNK=tile['CHUNK'], **merge)
+        _launch(kernels.output_kernel, over_pixels, WARPS, (z, identity, y, affine), sizes,
+                BATCH_NORM=self.has_batch_norm, ADD_RELU=identity is not None, **tile,
+                CHANNELS=columns // 2)
 
     def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                                dz: Tensor, didentity: Tensor, sums: Tensor):
         from . import triton_channels_last as kernels
-        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area)
-        grid, merge_grid = self._grids(columns, chunks)
+        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area, z.itemsize)
+        over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
-        numbers, adds = (self.channels, self.area, chunks), out is not None
-        kernels.affine_kernel[merge_grid](
-            stats, affine, *self.parameters, self.channels, self.p, self.eps, self.bn_eps,
-            CHANNELS=merge['CHANNELS'], num_warps=1, **self.options)
-        kernels.gradient_moments_kernel[grid](
-            dout, z, out, affine, didentity, moments, *numbers, ADD_RELU=adds,
-            INPUT_GRADIENT=dz.numel() > 0, CHANNELS=columns // 2, **tile, **self.options)
-        kernels.gradient_sums_kernel[merge_grid](
-            moments, stats, affine, sums, *self.parameters, self.channels, self.p, self.area,
-            chunks, self.eps, self.bn_eps, **merge, **self.options)
+        numbers = self.channels, self.p, self.area, chunks, self.eps, self.bn_eps
+        _launch(kernels.gradient_moments_kernel, over_pixels, WARPS,
+                (dout, z, out, stats, didentity, moments, *self.parameters), numbers,
+                BATCH_NORM=self.has_batch_norm, ADD_RELU=out is not None,
+                INPUT_GRADIENT=dz.numel() > 0, **tile, CHANNELS=columns // 2)
+        _launch(kernels.gradient_sums_kernel, merging, MERGING_WARPS,
+                (moments, stats, affine, sums, *self.parameters), numbers,
+                BATCH_NORM=self.has_batch_norm, **merge)
         if dz.numel():
-            kernels.gradient_kernel[grid](
-                didentity if adds else dout, z, affine, dz, *numbers, CHANNELS=columns // 2, **tile,
-                **self.options)
+            _launch(kernels.gradient_kernel, over_pixels, WARPS,
+                    (dout if out is None else didentity, z, affine, dz),
+                    (self.channels, self.area, chunks), BATCH_NORM=self.has_batch_norm, **tile,
+                    CHANNELS=columns // 2)
 
-    def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        return ((self.images * chunks, -(-self.channels // columns)),
-                (self.images, -(-self.channels // MERGED_CHANNELS)))
+    def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int, int], ...]:
+        """Of the kernels that go over pixels, and of those that merge chunks."""
+        return ((self.images * chunks * -(-self.channels // columns), 1, 1),
+                (self.images, -(-self.channels // MERGED_CHANNELS), 1))
 
     def add_up(self, sums: Tensor, of_parameters: Tensor, of_batch_norm: Tensor):
         from .triton_kernels import add_up_kernel
-        blocks = -(-self.channels // CHANNELS) if self.options['BATCH_NORM'] else 0
-        add_up_kernel[(self.p + blocks, )](
-            sums, of_parameters, of_batch_norm, self.parameters[2], *self.parameters[4:6],
-            self.images, self.channels, self.p, self.images * self.groups, ROWS=ROWS,
-            CHANNELS=CHANNELS, num_warps=1, **self.options)
+        blocks = -(-self.channels // CHANNELS) if self.has_batch_norm else 0
+        _launch(add_up_kernel, (self.p + blocks, 1, 1), 1,
+                (sums, of_parameters, of_batch_norm, self.parameters[2], *self.parameters[4:6]),
+                (self.images, self.channels, self.p, self.images * self.groups),
+                BATCH_NORM=self.has_batch_norm, ROWS=ROWS, CHANNELS=CHANNELS)
+
+
+def _launch(kernel, grid: tuple[int, int, int], warps: int, tensors: tuple[Tensor | None, ...],
+            numbers: tuple[float, ...], **constants) -> None:
+    """Launch a kernel; its arguments, of each kind, in its own order.
+
+    A launch through Triton first looks for the compiled kernel, in twice the time of the launch
+    itself. So that is remembered, by all that Triton may compile anew for: dtypes, pointers that
+    are no multiple of 16 bytes, numbers and constants.
+    """
+    key = (kernel, tensors[0].device, warps, *constants.values(), *numbers, *[
+        tensor is None or (tensor.dtype, tensor.data_ptr() % 16) for tensor in tensors])
+    if compiled := _compiled.get(key):
+        compiled[grid](*tensors, *numbers, *constants.values())
+        return
+    # fusion would round differently what is written to cancel
+    compiled = kernel[grid](*tensors, *numbers, **constants, num_warps=warps,
+                            enable_fp_fusion=False)
+    if _takes_constants():
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled
+
+
+@cache
+def _takes_constants() -> bool:
+    """Return whether what is compiled takes the kernel's own arguments, as from Triton 3.3 on."""
+    import triton
+    return not INTERPRETED and tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
 
 
 @cache
 def contiguous_plan(area: int) -> tuple[int, int, int]:
     """Return how many planes a program takes, how many of their elements at a time, and its warps.
     """
-    block = min(_power_of_two(area), BLOCK)
+    block = min(max(SMALLEST_BLOCK, _power_of_two(area // 8 + 1) // 2), BLOCK)
+    if area > block:
+        return 1, block, max(1, block // ELEMENTS_A_WARP)
+    block = _power_of_two(area)
     planes = max(1, SHARED // block)
-    elements_a_warp = ELEMENTS_A_WARP if planes == 1 else SHARED_ELEMENTS_A_WARP
-    return planes, block, max(1, planes * block // elements_a_warp)
+    return planes, block, planes * block // SHARED_ELEMENTS_A_WARP
 
 
 @cache
-def channels_last_plan(channels: int, area: int) -> tuple[int, int, dict, dict]:
+def channels_last_plan(channels: int, area: int, itemsize: int) -> tuple[int, int, dict, dict]:
     """Return the channels that a program takes, the chunks of an image, and its kernels' constants.
 
     The last are those of the kernels that go over pixels, and of those that merge chunks.
     """
     columns = min(COLUMNS, _power_of_two(channels))
-    rows = TILE // columns
-    chunk = max(rows, min(CHUNK_ELEMENTS // columns, _power_of_two(area)))
+    rows = WARPS * 32 * 16 // itemsize // columns
+    chunk = max(rows, min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK))
     chunks = -(-area // chunk)
-    return (columns, chunks,
-            dict(CHUNK=chunk, ROWS=rows, num_warps=TILE // TILE_ELEMENTS_A_WARP),
-            dict(CHUNKS=min(MERGED_CHUNKS, _power_of_two(chunks)), CHANNELS=MERGED_CHANNELS,
-                 num_warps=4))
+    return (columns, chunks, dict(CHUNK=chunk, ROWS=rows),
+            dict(CHUNKS=min(MERGED_CHUNKS, _power_of_two(chunks)), CHANNELS=MERGED_CHANNELS))
 
 
 def _power_of_two(number: int) -> int:

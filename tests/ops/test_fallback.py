@@ -20,7 +20,7 @@ from sa_mmdet.ops import (
     triton_launch,
 )
 
-DEVICE = torch.device(MOVE_TO or 'cpu')
+DEVICE = torch.empty(0, device=MOVE_TO).device
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ def test_equals_formula(implementation, dtype, layout, shape, groups):
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_planes_larger_than_a_triton_program(dtype, monkeypatch):
-    monkeypatch.setattr(triton_launch, 'BLOCK', 512)
+    monkeypatch.setattr(triton_launch, 'contiguous_plan', lambda area: (1, 512, 1))
     shape = 2, 6, 33, 41
     check('triton', random_input(shape, dtype, shift=3), random_parameters(3), 1,
           random_input(shape, dtype, seed=2))
@@ -229,3 +229,39 @@ def test_double_backward(layout):
     parameters = random_parameters(2, torch.float64)
     assert torch.autograd.gradcheck(lambda *args: shuffle_attention(*args, 1), (x, *parameters))
     assert torch.autograd.gradgradcheck(lambda *args: shuffle_attention(*args, 1), (x, *parameters))
+
+
+def test_what_is_compiled_is_launched_again_where_it_fits(monkeypatch):
+    """For anything else that Triton may compile anew for, Triton is asked."""
+    compiled, asked = [], []
+
+    class Compiled:
+
+        def __getitem__(self, grid):
+            return lambda *args: compiled.append(args)
+
+    class Kernel:
+
+        def __getitem__(self, grid):
+            return lambda *args, **options: asked.append((args, options)) or Compiled()
+
+    monkeypatch.setattr(triton_launch, '_takes_constants', lambda: True)
+    monkeypatch.setattr(triton_launch, '_compiled', {})
+    kernel, x = Kernel(), torch.zeros(64)
+
+    def launch(tensors=(x, None), number=3, warps=4, constant=True):
+        triton_launch._launch(kernel, (1, 1, 1), warps, tensors, (number, 0.5), CONSTANT=constant)
+
+    launch()
+    launch()
+    launch((torch.ones(7), None))  # other tensors, of which none is specialised for its length
+    assert [args[2:] for args in compiled] == [(3, 0.5, True)] * 2
+    assert compiled[1][0][0] == 1
+    (args, options), = asked
+    assert args[2:] == (3, 0.5)
+    assert options == dict(CONSTANT=True, num_warps=4, enable_fp_fusion=False)
+    for other in (dict(tensors=(x.half(), None)), dict(tensors=(x[1:], None)),
+                  dict(tensors=(x, x)), dict(number=16), dict(warps=8), dict(constant=False)):
+        launch(**other)
+    assert len(compiled) == 2
+    assert len(asked) == 7
