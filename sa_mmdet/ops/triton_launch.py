@@ -1,9 +1,9 @@
 """The Triton implementation: float32, bfloat16 and float16 on CUDA, computed in float32.
 
-Tested under Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors if forced.
-Not run on a GPU yet, only compiled for one: neither its speed nor the choice of plans below is
-measured. Every program writes what is its own and the sums over programs have a fixed order: there
-is no atomic operation in whose order results could differ. Nor do they depend on other images.
+Tested on a GPU and in Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors
+if forced. The plans below are from a sweep on an H200 (docs/performance.md). Every program writes
+what is its own and the sums over programs have a fixed order: there is no atomic operation in whose
+order results could differ. Nor do they depend on other images.
 """
 import math
 import os
@@ -26,10 +26,11 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'o
 # elements, 4 a thread.
 SMALLEST_BLOCK, BLOCK, ELEMENTS_A_WARP = 512, 8192, 512
 SHARED, SHARED_ELEMENTS_A_WARP = 1024, 128
-# channels_last: a program takes COLUMNS channels of a chunk of pixels, a 32nd of a plane within
-# these bounds, by warps whose threads read 16 bytes at a time; and merges so many chunks of so many
-# channels at a time.
-COLUMNS, WARPS, SMALLEST_CHUNK, CHUNK = 64, 4, 128, 256
+# channels_last: the channels that a program takes and its warps, whose threads read 16 bytes at a
+# time, by pass and bytes an element; the pixels that it takes, a 32nd of a plane within these
+# bounds; and how many chunks of how many channels are merged at a time.
+FORWARD, BACKWARD = {2: (32, 4), 4: (32, 4)}, {2: (64, 2), 4: (32, 4)}
+SMALLEST_CHUNK, CHUNK = 128, 256
 MERGED_CHANNELS, MERGED_CHUNKS, MERGING_WARPS = 16, 64, 4
 # rows of sums and channels that a program adds up
 ROWS, CHANNELS = 128, 64
@@ -156,30 +157,34 @@ class _Launch:
 
     def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from . import triton_channels_last as kernels
-        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area, z.itemsize)
+        columns, warps = FORWARD[z.itemsize]
+        columns, chunks, tile, merge = channels_last_plan(
+            columns, warps, z.itemsize, self.channels, self.area)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
         sizes = self.channels, self.area, chunks
-        _launch(kernels.moments_kernel, over_pixels, WARPS, (z, moments), sizes, **tile,
+        _launch(kernels.moments_kernel, over_pixels, warps, (z, moments), sizes, **tile,
                 CHANNELS=columns)
         _launch(kernels.statistics_kernel, merging, MERGING_WARPS,
                 (moments, stats, affine, *self.parameters),
                 (self.channels, self.p, self.area, chunks, self.eps, self.bn_eps),
                 BATCH_NORM=self.has_batch_norm, CHUNK=tile['CHUNK'], **merge)
-        _launch(kernels.output_kernel, over_pixels, WARPS, (z, identity, y, affine), sizes,
+        _launch(kernels.output_kernel, over_pixels, warps, (z, identity, y, affine), sizes,
                 BATCH_NORM=self.has_batch_norm, ADD_RELU=identity is not None, **tile,
                 CHANNELS=columns // 2)
 
     def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                                dz: Tensor, didentity: Tensor, sums: Tensor):
         from . import triton_channels_last as kernels
-        columns, chunks, tile, merge = channels_last_plan(self.channels, self.area, z.itemsize)
+        columns, warps = BACKWARD[z.itemsize]
+        columns, chunks, tile, merge = channels_last_plan(
+            columns, warps, z.itemsize, self.channels, self.area)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
         numbers = self.channels, self.p, self.area, chunks, self.eps, self.bn_eps
-        _launch(kernels.gradient_moments_kernel, over_pixels, WARPS,
+        _launch(kernels.gradient_moments_kernel, over_pixels, warps,
                 (dout, z, out, stats, didentity, moments, *self.parameters), numbers,
                 BATCH_NORM=self.has_batch_norm, ADD_RELU=out is not None,
                 INPUT_GRADIENT=dz.numel() > 0, **tile, CHANNELS=columns // 2)
@@ -187,7 +192,7 @@ class _Launch:
                 (moments, stats, affine, sums, *self.parameters), numbers,
                 BATCH_NORM=self.has_batch_norm, **merge)
         if dz.numel():
-            _launch(kernels.gradient_kernel, over_pixels, WARPS,
+            _launch(kernels.gradient_kernel, over_pixels, warps,
                     (dout if out is None else didentity, z, affine, dz),
                     (self.channels, self.area, chunks), BATCH_NORM=self.has_batch_norm, **tile,
                     CHANNELS=columns // 2)
@@ -248,13 +253,14 @@ def contiguous_plan(area: int) -> tuple[int, int, int]:
 
 
 @cache
-def channels_last_plan(channels: int, area: int, itemsize: int) -> tuple[int, int, dict, dict]:
+def channels_last_plan(columns: int, warps: int, itemsize: int, channels: int, area: int
+                       ) -> tuple[int, int, dict, dict]:
     """Return the channels that a program takes, the chunks of an image, and its kernels' constants.
 
     The last are those of the kernels that go over pixels, and of those that merge chunks.
     """
-    columns = min(COLUMNS, _power_of_two(channels))
-    rows = WARPS * 32 * 16 // itemsize // columns
+    columns = min(columns, _power_of_two(channels))
+    rows = warps * 32 * 16 // itemsize // columns
     chunk = max(rows, min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK))
     chunks = -(-area // chunk)
     return (columns, chunks, dict(CHUNK=chunk, ROWS=rows),

@@ -38,8 +38,8 @@ class AttentionBottleneck(Bottleneck):
         identity = x
         if self.downsample is not None:
             identity = self._downsampled(x, chosen)
-        z = self.conv3(out)
-        return self._after_conv3(z, identity, chosen if z.dtype == x.dtype else route(z))
+        out = self.conv3(out)  # and the convolution's input is not held until the end
+        return self._after_conv3(out, identity, chosen if out.dtype == x.dtype else route(out))
 
     def _downsampled(self, x: Tensor, chosen: ModuleType | None) -> Tensor:
         downsample = self.downsample

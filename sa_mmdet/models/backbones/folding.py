@@ -29,10 +29,12 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | 
     call, in training too. Gradients reach all parameters, and the backward pass keeps one tensor
     less. Done in full precision only, where the result is larger than the weight, where neither
     layer has a hook, and where a fused implementation was ``chosen`` for ``x``: PyTorch's compilers
-    and tracing are to see the layers.
+    and tracing are to see the layers. On a GPU the bias is a pass of its own, so that only the
+    memory of the backward pass is won, and it is done for that.
     """
     if (chosen is None or chosen is reference or norm.training or type(conv) is not nn.Conv2d
-            or torch.is_autocast_enabled(x.device.type)):
+            or torch.is_autocast_enabled(x.device.type)
+            or (x.is_cuda and not (torch.is_grad_enabled() and conv.weight.requires_grad))):
         return norm(conv(x))
     weight, (down, right) = conv.weight, conv.stride
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (down * right)
