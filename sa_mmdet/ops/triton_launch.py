@@ -124,13 +124,13 @@ class _Launch:
         self.area, self.groups = height * width, groups
         self.p, self.eps, self.bn_eps = self.channels // (2 * groups), eps, bn_eps
         for tensors, size in ((parameters, self.p), (batch_norm or (), self.channels)):
-            if any(tensor.numel() != size for tensor in tensors):  # kernels read what is behind it
+            if not {*map(Tensor.numel, tensors)} <= {size}:  # kernels read what is behind it
                 raise ValueError(f'parameters must have {size} values, got '
                                  f'{[tensor.numel() for tensor in tensors]}')
-        self.parameters = [tensor.contiguous() for tensor in (*parameters, *(batch_norm or ()))]
-        if batch_norm is None:
-            self.parameters += [None] * 4
         self.has_batch_norm = batch_norm is not None
+        self.parameters = *map(Tensor.contiguous, (*parameters, *(batch_norm or ()))),
+        if batch_norm is None:
+            self.parameters += (None, ) * 4
 
     def forward_contiguous(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from .triton_kernels import forward_kernel
@@ -140,14 +140,17 @@ class _Launch:
     def backward_contiguous(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                             dz: Tensor, didentity: Tensor, sums: Tensor):
         from .triton_kernels import backward_kernel
+        wanted = dz.numel() > 0
         self._contiguous(backward_kernel, (dout, z, out, stats, dz, didentity, sums),
-                         (dout, z, out, dz, didentity), ADD_RELU=out is not None,
-                         INPUT_GRADIENT=dz.numel() > 0)
+                         (dout, z, out, dz if wanted else None,
+                          didentity if didentity.numel() else None),
+                         ADD_RELU=out is not None, INPUT_GRADIENT=wanted)
 
     def _contiguous(self, kernel, tensors: tuple[Tensor | None, ...],
                     strided: tuple[Tensor | None, ...], **constants):
         planes, block, warps = contiguous_plan(self.area)
-        strides = [stride for tensor in strided for stride in _strides(tensor)]
+        strides = [stride for tensor in strided
+                   for stride in (tensor.stride()[:2] if tensor is not None else (0, 0))]
         number = self.images * self.channels
         _launch(kernel, (-(-number // planes), 1, 1), warps, (*tensors, *self.parameters),
                 (number, self.channels, self.p, self.area, self.eps, self.bn_eps, *strides),
@@ -282,8 +285,3 @@ def _in_layout(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
     if layout == torch.contiguous_format and rows and columns:
         return x
     return x.contiguous(memory_format=layout)
-
-
-def _strides(x: Tensor | None) -> tuple[int, int]:
-    """Of image and channel; 0 where there is nothing to read or write."""
-    return (0, 0) if x is None or not x.numel() else (x.stride(0), x.stride(1))
