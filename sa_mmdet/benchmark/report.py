@@ -128,17 +128,21 @@ def comparison_lines(rows: list[dict]) -> list[str]:
 def comparison_plot(rows: list[dict], title: str) -> bytes:
     """Ratios of time and of peak memory to the baseline's, which is the line at 1, as a PNG.
 
-    The whiskers span the quartiles of the rounds' ratios.
+    The whiskers span the quartiles of the rounds' ratios. The times of CUDA graphs have bars too,
+    where there are any.
     """
     base = rows[0]['name']
     passes = list(dict.fromkeys(row['pass'] for row in rows))
     names = list(dict.fromkeys(row['name'] for row in rows if row['name'] != base))
     of_pass = {pass_: [row['name'] for row in rows if row['pass'] == pass_][1:] for pass_ in passes}
     width = 0.8 / len(names)
-    figure = Figure(figsize=(9, 4.5), layout='constrained')
-    both = figure.subplots(1, 2, sharey=True)
-    for axes, (key, what) in zip(both, (('time_ratio', 'time'), ('memory_ratio', 'peak memory')),
-                                 strict=True):
+    panels = {'time_ratio': 'time', 'graph_ratio': 'time as a CUDA graph',
+              'memory_ratio': 'peak memory'}
+    if any(row.get('graph_ratio') is None for row in rows):  # as before there were any
+        del panels['graph_ratio']
+    figure = Figure(figsize=(4.5 * len(panels), 4.5), layout='constrained')
+    all_axes = figure.subplots(1, len(panels), sharey=True)
+    for axes, (key, what) in zip(all_axes, panels.items(), strict=True):
         for name in names:
             of_name = [row for row in rows if row['name'] == name]
             places = [passes.index(row['pass']) + _offset(
@@ -155,8 +159,8 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
         axes.set_xticks(range(len(passes)), passes)
         axes.set_title(what)
         style(axes)
-    both[0].set_ylabel(f"multiple of {base}'s")
-    figure.legend(*both[0].get_legend_handles_labels(), frameon=False, fontsize='small',
+    all_axes[0].set_ylabel(f"multiple of {base}'s")
+    figure.legend(*all_axes[0].get_legend_handles_labels(), frameon=False, fontsize='small',
                   loc='outside lower center', ncols=4)
     figure.suptitle(title.replace(': ', ':\n'), fontsize='medium')
     return png(figure)
