@@ -64,7 +64,7 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     except KeyboardInterrupt:
         sys.exit('interrupted' + (': the same command with --resume goes on from the last '
                                   'checkpoint' if 'train' in splits else ''))
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         # gloo's threads, still running when the interpreter ends, can abort the process. They end
         # with the last object that holds the group: a model, which is part of reference cycles.
         gc.collect()

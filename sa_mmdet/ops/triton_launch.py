@@ -9,6 +9,7 @@ import math
 import os
 from functools import cache
 from importlib.util import find_spec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,15 +22,32 @@ REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its 
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
-# Contiguous planes: the elements that a program holds, an eighth of a plane within these bounds, 16
-# a thread. Planes up to the smallest are read once and share a program, which holds SHARED
-# elements, 4 a thread.
-SMALLEST_BLOCK, BLOCK, ELEMENTS_A_WARP = 512, 8192, 512
+
+
+class Plan(NamedTuple):
+    """How the elements of a tensor are divided.
+
+    Attributes:
+        elements_a_warp: of contiguous planes.
+        columns, warps: the channels that a program takes of a channels_last tensor, and its warps,
+            whose threads read 16 bytes at a time.
+    """
+
+    elements_a_warp: int
+    columns: int
+    warps: int
+
+
+# by the bytes of an element
+FORWARD = {2: Plan(512, 32, 4), 4: Plan(256, 32, 4)}
+BACKWARD = {2: Plan(512, 64, 2), 4: Plan(512, 32, 4)}
+# Contiguous planes: the elements that a program holds, an eighth of a plane within these bounds.
+# Planes up to the smallest are read once and share a program, which holds SHARED elements, 4 a
+# thread.
+SMALLEST_BLOCK, BLOCK = 512, 8192
 SHARED, SHARED_ELEMENTS_A_WARP = 1024, 128
-# channels_last: the channels that a program takes and its warps, whose threads read 16 bytes at a
-# time, by pass and bytes an element; the pixels that it takes, a 32nd of a plane within these
-# bounds; and how many chunks of how many channels are merged at a time.
-FORWARD, BACKWARD = {2: (32, 4), 4: (32, 4)}, {2: (64, 2), 4: (32, 4)}
+# channels_last: the pixels that a program takes, a 32nd of a plane within these bounds; and how
+# many chunks of them, and of how many channels, are merged at a time.
 SMALLEST_CHUNK, CHUNK = 128, 256
 MERGED_CHANNELS, MERGED_CHUNKS, MERGING_WARPS = 16, 64, 4
 # rows of sums and channels that a program adds up
@@ -121,8 +139,9 @@ class _Launch:
     def __init__(self, z: Tensor, batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...],
                  groups: int, eps: float, bn_eps: float):
         self.images, self.channels, height, width = z.shape
-        self.area, self.groups = height * width, groups
-        self.p, self.eps, self.bn_eps = self.channels // (2 * groups), eps, bn_eps
+        self.area, self.groups = height * width, int(groups)
+        self.p = self.channels // (2 * self.groups)
+        self.eps, self.bn_eps = float(eps), float(bn_eps)  # 0 would be another type to Triton
         for tensors, size in ((parameters, self.p), (batch_norm or (), self.channels)):
             if not {*map(Tensor.numel, tensors)} <= {size}:  # kernels read what is behind it
                 raise ValueError(f'parameters must have {size} values, got '
@@ -134,21 +153,22 @@ class _Launch:
 
     def forward_contiguous(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from .triton_kernels import forward_kernel
-        self._contiguous(forward_kernel, (z, identity, y, stats), (z, identity, y),
-                         ADD_RELU=identity is not None)
+        self._contiguous(forward_kernel, FORWARD[z.itemsize], (z, identity, y, stats),
+                         (z, identity, y), ADD_RELU=identity is not None)
 
     def backward_contiguous(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                             dz: Tensor, didentity: Tensor, sums: Tensor):
         from .triton_kernels import backward_kernel
         wanted = dz.numel() > 0
-        self._contiguous(backward_kernel, (dout, z, out, stats, dz, didentity, sums),
+        self._contiguous(backward_kernel, BACKWARD[z.itemsize],
+                         (dout, z, out, stats, dz, didentity, sums),
                          (dout, z, out, dz if wanted else None,
                           didentity if didentity.numel() else None),
                          ADD_RELU=out is not None, INPUT_GRADIENT=wanted)
 
-    def _contiguous(self, kernel, tensors: tuple[Tensor | None, ...],
+    def _contiguous(self, kernel, plan: Plan, tensors: tuple[Tensor | None, ...],
                     strided: tuple[Tensor | None, ...], **constants):
-        planes, block, warps = contiguous_plan(self.area)
+        planes, block, warps = contiguous_plan(self.area, plan)
         strides = [stride for tensor in strided
                    for stride in (tensor.stride()[:2] if tensor is not None else (0, 0))]
         number = self.images * self.channels
@@ -160,34 +180,34 @@ class _Launch:
 
     def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from . import triton_channels_last as kernels
-        columns, warps = FORWARD[z.itemsize]
+        plan = FORWARD[z.itemsize]
         columns, chunks, tile, merge = channels_last_plan(
-            columns, warps, z.itemsize, self.channels, self.area)
+            self.channels, self.area, z.itemsize, plan)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
         sizes = self.channels, self.area, chunks
-        _launch(kernels.moments_kernel, over_pixels, warps, (z, moments), sizes, **tile,
+        _launch(kernels.moments_kernel, over_pixels, plan.warps, (z, moments), sizes, **tile,
                 CHANNELS=columns)
         _launch(kernels.statistics_kernel, merging, MERGING_WARPS,
                 (moments, stats, affine, *self.parameters),
                 (self.channels, self.p, self.area, chunks, self.eps, self.bn_eps),
                 BATCH_NORM=self.has_batch_norm, CHUNK=tile['CHUNK'], **merge)
-        _launch(kernels.output_kernel, over_pixels, warps, (z, identity, y, affine), sizes,
+        _launch(kernels.output_kernel, over_pixels, plan.warps, (z, identity, y, affine), sizes,
                 BATCH_NORM=self.has_batch_norm, ADD_RELU=identity is not None, **tile,
                 CHANNELS=columns // 2)
 
     def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                                dz: Tensor, didentity: Tensor, sums: Tensor):
         from . import triton_channels_last as kernels
-        columns, warps = BACKWARD[z.itemsize]
+        plan = BACKWARD[z.itemsize]
         columns, chunks, tile, merge = channels_last_plan(
-            columns, warps, z.itemsize, self.channels, self.area)
+            self.channels, self.area, z.itemsize, plan)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
         numbers = self.channels, self.p, self.area, chunks, self.eps, self.bn_eps
-        _launch(kernels.gradient_moments_kernel, over_pixels, warps,
+        _launch(kernels.gradient_moments_kernel, over_pixels, plan.warps,
                 (dout, z, out, stats, didentity, moments, *self.parameters), numbers,
                 BATCH_NORM=self.has_batch_norm, ADD_RELU=out is not None,
                 INPUT_GRADIENT=dz.numel() > 0, **tile, CHANNELS=columns // 2)
@@ -195,7 +215,7 @@ class _Launch:
                 (moments, stats, affine, sums, *self.parameters), numbers,
                 BATCH_NORM=self.has_batch_norm, **merge)
         if dz.numel():
-            _launch(kernels.gradient_kernel, over_pixels, warps,
+            _launch(kernels.gradient_kernel, over_pixels, plan.warps,
                     (dout if out is None else didentity, z, affine, dz),
                     (self.channels, self.area, chunks), BATCH_NORM=self.has_batch_norm, **tile,
                     CHANNELS=columns // 2)
@@ -244,26 +264,26 @@ def _takes_constants() -> bool:
 
 
 @cache
-def contiguous_plan(area: int) -> tuple[int, int, int]:
+def contiguous_plan(area: int, plan: Plan) -> tuple[int, int, int]:
     """Return how many planes a program takes, how many of their elements at a time, and its warps.
     """
     block = min(max(SMALLEST_BLOCK, _power_of_two(area // 8 + 1) // 2), BLOCK)
     if area > block:
-        return 1, block, max(1, block // ELEMENTS_A_WARP)
+        return 1, block, block // plan.elements_a_warp
     block = _power_of_two(area)
     planes = max(1, SHARED // block)
     return planes, block, planes * block // SHARED_ELEMENTS_A_WARP
 
 
 @cache
-def channels_last_plan(columns: int, warps: int, itemsize: int, channels: int, area: int
+def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
                        ) -> tuple[int, int, dict, dict]:
     """Return the channels that a program takes, the chunks of an image, and its kernels' constants.
 
     The last are those of the kernels that go over pixels, and of those that merge chunks.
     """
-    columns = min(columns, _power_of_two(channels))
-    rows = warps * 32 * 16 // itemsize // columns
+    columns = min(plan.columns, _power_of_two(channels))
+    rows = plan.warps * 32 * 16 // itemsize // columns
     chunk = max(rows, min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK))
     chunks = -(-area // chunk)
     return (columns, chunks, dict(CHUNK=chunk, ROWS=rows),

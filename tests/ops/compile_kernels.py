@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for an H100, on a machine without a GPU, and see what is launched.
+"""Compile the Triton kernels for GPUs, on a machine without one, and see what is launched.
 
 Triton's interpreter runs what its compiler refuses. Run by test_compilation.py.
 """
@@ -38,40 +38,51 @@ class Utilities:
 
 
 class Driver:
+    """Of one GPU for each compute capability, whose number is that."""
+
     launcher_cls, utils = Launcher, Utilities()
+    capability = 90
 
     def get_current_device(self):
-        return 0
+        return self.capability
 
     def get_current_stream(self, device):
         return 0
 
     def get_current_target(self):
-        return GPUTarget('cuda', 90, 32)
+        return GPUTarget('cuda', self.capability, 32)
 
 
-def compute(dtype: torch.dtype, layout: torch.memory_format, area: tuple[int, int],
-            in_bottleneck: bool) -> None:
+def compute(dtype: torch.dtype, layout: torch.memory_format, size: tuple[int, int],
+            in_bottleneck: bool = True, input_gradients: bool = True) -> None:
     """Both passes, each twice: the second time by what is remembered."""
-    z = torch.zeros(2, 256, *area, dtype=dtype).to(memory_format=layout)
-    batch_norm = tuple(torch.ones(4, 256)) if in_bottleneck else None
+    triton_launch._compiled.clear()
+    channels, groups = (256, 64) if size[0] < 99 else (4, 1)
+    z = torch.zeros(2, channels, *size, dtype=dtype).to(memory_format=layout)
+    batch_norm = tuple(torch.ones(4, channels)) if in_bottleneck else None
     identity = z if in_bottleneck else None
-    parameters = tuple(torch.zeros(6, 2))
-    settings = batch_norm, parameters, 64, 1e-5, 1e-5
+    parameters = tuple(torch.zeros(6, channels // (2 * groups)))
+    settings = batch_norm, parameters, groups, 1e-5, 1e-5
     passes = []
     for _ in range(2):
         _, stats = triton_launch.forward(z, identity, *settings)
-        triton_launch.backward(z, z, identity, stats, *settings, True)
+        triton_launch.backward(z, z, identity, stats, *settings, input_gradients)
         passes.append(launches.copy())
         launches.clear()
     assert passes[0] == passes[1], passes
-    print(dtype, layout, area, [name for name, *_ in passes[0]])
+    names = [name for name, *_ in passes[0]]
+    assert len(triton_launch._compiled) == len(names)
+    programs = [compiled.asm['ptx'] for compiled in triton_launch._compiled.values()]
+    assert sum('min.NaN.f32' in program for program in programs) >= 2, 'a limit that loses a NaN'
+    print(Driver.capability, dtype, layout, size, names)
 
 
 triton.runtime.driver.set_active(Driver())
 for layout in (torch.contiguous_format, torch.channels_last):
-    for area in ((7, 7), (25, 42)):
-        compute(torch.bfloat16, layout, area, in_bottleneck=True)
-    compute(torch.float32, layout, (25, 42), in_bottleneck=True)
+    Driver.capability = 90
+    for size in ((7, 7), (25, 42), (256, 320)):
+        compute(torch.bfloat16, layout, size)
+    compute(torch.float32, layout, (25, 42), input_gradients=False)
     compute(torch.float16, layout, (25, 42), in_bottleneck=False)
-assert triton_launch._compiled
+    for Driver.capability in (80, 100):
+        compute(torch.float32, layout, (25, 42))

@@ -31,9 +31,10 @@ def test_equals_formula(implementation, dtype, layout, shape, groups):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_planes_larger_than_a_triton_program(dtype, monkeypatch):
-    monkeypatch.setattr(triton_launch, 'contiguous_plan', lambda area: (1, 512, 1))
-    shape = 2, 6, 33, 41
+@pytest.mark.parametrize('size', [(33, 41), (24, 32)], ids=['a rest', 'whole blocks'])
+def test_planes_larger_than_a_triton_program(dtype, size, monkeypatch):
+    monkeypatch.setattr(triton_launch, 'contiguous_plan', lambda *_: (1, 256, 1))
+    shape = 2, 6, *size
     check('triton', random_input(shape, dtype, shift=3), random_parameters(3), 1,
           random_input(shape, dtype, seed=2))
 
@@ -260,8 +261,13 @@ def test_what_is_compiled_is_launched_again_where_it_fits(monkeypatch):
     (args, options), = asked
     assert args[2:] == (3, 0.5)
     assert options == dict(CONSTANT=True, num_warps=4, enable_fp_fusion=False)
-    for other in (dict(tensors=(x.half(), None)), dict(tensors=(x[1:], None)),
-                  dict(tensors=(x, x)), dict(number=16), dict(warps=8), dict(constant=False)):
+    others = [dict(tensors=(x.half(), None)), dict(tensors=(x[1:], None)), dict(tensors=(x, x)),
+              dict(tensors=(torch.zeros(64, device='meta'), None)), dict(number=16), dict(warps=8),
+              dict(constant=False)]
+    for other in others:
         launch(**other)
     assert len(compiled) == 2
-    assert len(asked) == 7
+    assert len(asked) == 1 + len(others)
+    monkeypatch.setattr(triton_launch, 'MOST_COMPILED', len(triton_launch._compiled))
+    launch(number=17)
+    assert len(triton_launch._compiled) == 1
