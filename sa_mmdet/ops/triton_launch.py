@@ -23,7 +23,6 @@ REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
 
-
 class Plan(NamedTuple):
     """How the elements of a tensor are divided.
 
