@@ -96,10 +96,8 @@ def _gradients(ctx, dout, _):
 
 def _rows(gradients: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...]) -> list:
     """One for each tensor that wants a gradient, in its shape and dtype."""
-    rows = [gradient.view_as(tensor) if want else None
+    return [gradient.view_as(tensor).to(tensor.dtype) if want else None
             for gradient, tensor, want in zip(gradients.unbind(), tensors, wanted, strict=True)]
-    return [row if row is None or row.dtype == tensor.dtype else row.to(tensor.dtype)
-            for row, tensor in zip(rows, tensors, strict=True)]
 
 
 torch.library.register_autograd(

@@ -219,6 +219,7 @@ def forward_kernel(
 
     The second time they come from the L2 cache: the first pass asks to keep them there.
     """
+    tl.static_assert(ONE_BLOCK or PLANES == 1, 'blocks that lie whole in a plane have no mask')
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
@@ -364,6 +365,7 @@ def backward_kernel(
     dx = dy s + slope (dlogit - mean dlogit - linear (z - center)) + constant, and dz = scale dx,
     with dlogit = dy x s (1 - s).
     """
+    tl.static_assert(ONE_BLOCK or PLANES == 1, 'blocks that lie whole in a plane have no mask')
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels

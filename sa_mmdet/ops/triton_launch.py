@@ -97,12 +97,12 @@ def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
     if not z.numel():
         return y, stats.zero_()
     z, identity = (_in_layout(tensor, layout) for tensor in (z, identity))
-    launch = _Launch(z, batch_norm, parameters, groups, eps, bn_eps)
+    kernels = _Kernels(z, batch_norm, parameters, groups, eps, bn_eps)
     with torch.cuda.device_of(z):
         if layout == torch.channels_last:
-            launch.forward_channels_last(z, identity, y, stats)
+            kernels.forward_channels_last(z, identity, y, stats)
         else:
-            launch.forward_contiguous(z, identity, y, stats)
+            kernels.forward_contiguous(z, identity, y, stats)
     return y, stats
 
 
@@ -122,17 +122,17 @@ def backward(
     if z.numel():
         dout, z, out = (_in_layout(tensor, layout) for tensor in (dout, z, out))
         sums = new(*z.shape[:2], 4 if batch_norm else 2)
-        launch = _Launch(z, batch_norm, parameters, groups, eps, bn_eps)
+        kernels = _Kernels(z, batch_norm, parameters, groups, eps, bn_eps)
         with torch.cuda.device_of(z):
             if layout == torch.channels_last:
-                launch.backward_channels_last(dout, z, out, stats, dz, didentity, sums)
+                kernels.backward_channels_last(dout, z, out, stats, dz, didentity, sums)
             else:
-                launch.backward_contiguous(dout, z, out, stats, dz, didentity, sums)
-            launch.add_up(sums, of_parameters, of_batch_norm)
+                kernels.backward_contiguous(dout, z, out, stats, dz, didentity, sums)
+            kernels.add_up(sums, of_parameters, of_batch_norm)
     return dz, didentity, of_batch_norm, of_parameters
 
 
-class _Launch:
+class _Kernels:
     """Launches the kernels for tensors of one shape, with one set of parameters."""
 
     def __init__(self, z: Tensor, batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...],

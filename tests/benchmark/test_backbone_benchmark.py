@@ -1,6 +1,7 @@
 import json
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from mmdet.models.backbones.resnet import ResNet
@@ -15,6 +16,7 @@ from sa_mmdet.benchmark.contestants import (
     ShuffleAttentionFormula,
     contestants,
 )
+from sa_mmdet.benchmark.report import comparison_plot
 from sa_mmdet.models import AttentionLayer, SAResNet, ShuffleAttention
 from sa_mmdet.ops import implementations
 
@@ -192,6 +194,16 @@ def test_backbone_tool(run_tool, tmp_path):
         if row['name'] == 'ResNet':
             assert row['time_ratio'] == row['memory_ratio'] == 1
     assert cv2.imread(str(out.with_suffix('.png'))) is not None
+
+
+def test_plot_has_a_panel_for_cuda_graphs_where_there_are_any():
+    def shape(graph_ratio):
+        rows = [dict(name=name, time_ratio=1., time_ratio_quartiles=(1., 1.), memory_ratio=1.,
+                     graph_ratio=graph_ratio, **{'pass': 'inference'}) for name in NAMES]
+        return cv2.imdecode(np.frombuffer(comparison_plot(rows, 'title'), np.uint8), 1).shape
+
+    (height, width, _), (graph_height, graph_width, _) = shape(None), shape(0.9)
+    assert (graph_height, graph_width) == (height, width * 3 // 2)
 
 
 @pytest.mark.parametrize(('args', 'message'), [

@@ -1,6 +1,7 @@
 """The bottleneck whose end is one operator, and when it is not."""
 import copy
 import re
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -201,6 +202,18 @@ def test_replaced_forward_is_called():
 def test_formula_is_not_fused(force_ops):
     force_ops('reference')
     assert not fuses(bottleneck())
+
+
+def test_the_input_of_the_last_convolution_is_let_go(monkeypatch):
+    """It would be a fifth tensor in memory beside the four that the end of a bottleneck needs."""
+    block, seen, alive = bottleneck(), [], []
+    block.conv3.register_forward_pre_hook(lambda conv, args: seen.append(weakref.ref(args[0])))
+    compute = attention_bottleneck.compute
+    monkeypatch.setattr(attention_bottleneck, 'compute',
+                        lambda *args: alive.append(seen[0]() is not None) or compute(*args))
+    with torch.no_grad():
+        block(features(torch.float32))
+    assert alive == [False]
 
 
 def test_folded_batch_norm():

@@ -28,7 +28,7 @@ def features(size=12, dtype=torch.float32):
 
 
 def conv_norm(conv, norm, x):
-    return folding.conv_norm(conv, norm, x, route(x))
+    return folding.conv_norm(conv, norm, x, route(x.as_subclass(torch.Tensor)))
 
 
 def folds(conv, norm, x) -> bool:
@@ -105,6 +105,24 @@ def test_full_precision_only():
     with torch.autocast('cpu', torch.bfloat16):
         assert not folds(*layers(), features())
     assert not folds(*layers().bfloat16(), features(dtype=torch.bfloat16))
+
+
+class OnGPU(torch.Tensor):
+    """Says that it is there."""
+
+    is_cuda = True
+
+
+def test_on_a_gpu_only_for_a_convolution_that_learns():
+    conv, norm = layers()
+    x = features().as_subclass(OnGPU)
+    assert folds(conv, norm, x)
+    with torch.no_grad():
+        assert folds(conv, norm, features())
+        assert not folds(conv, norm, x)
+    conv.weight.requires_grad_(False)
+    assert not folds(conv, norm, x)
+    assert folds(conv, norm, features())
 
 
 def test_formula_is_the_plain_sequence(force_ops):

@@ -40,8 +40,7 @@ class Utilities:
 class Driver:
     """Of one GPU for each compute capability, whose number is that."""
 
-    launcher_cls, utils = Launcher, Utilities()
-    capability = 90
+    launcher_cls, utils, capability = Launcher, Utilities(), 90
 
     def get_current_device(self):
         return self.capability
@@ -53,9 +52,11 @@ class Driver:
         return GPUTarget('cuda', self.capability, 32)
 
 
-def compute(dtype: torch.dtype, layout: torch.memory_format, size: tuple[int, int],
-            in_bottleneck: bool = True, input_gradients: bool = True) -> None:
+def compute(capability: int, dtype: torch.dtype, layout: torch.memory_format,
+            size: tuple[int, int], in_bottleneck: bool = True, input_gradients: bool = True
+            ) -> None:
     """Both passes, each twice: the second time by what is remembered."""
+    Driver.capability = capability
     triton_launch._compiled.clear()
     channels, groups = (256, 64) if size[0] < 99 else (4, 1)
     z = torch.zeros(2, channels, *size, dtype=dtype).to(memory_format=layout)
@@ -74,15 +75,14 @@ def compute(dtype: torch.dtype, layout: torch.memory_format, size: tuple[int, in
     assert len(triton_launch._compiled) == len(names)
     programs = [compiled.asm['ptx'] for compiled in triton_launch._compiled.values()]
     assert sum('min.NaN.f32' in program for program in programs) >= 2, 'a limit that loses a NaN'
-    print(Driver.capability, dtype, layout, size, names)
+    print(capability, dtype, layout, size, names)
 
 
 triton.runtime.driver.set_active(Driver())
 for layout in (torch.contiguous_format, torch.channels_last):
-    Driver.capability = 90
     for size in ((7, 7), (25, 42), (256, 320)):
-        compute(torch.bfloat16, layout, size)
-    compute(torch.float32, layout, (25, 42), input_gradients=False)
-    compute(torch.float16, layout, (25, 42), in_bottleneck=False)
-    for Driver.capability in (80, 100):
-        compute(torch.float32, layout, (25, 42))
+        compute(90, torch.bfloat16, layout, size)
+    compute(90, torch.float32, layout, (25, 42), input_gradients=False)
+    compute(90, torch.float16, layout, (25, 42), in_bottleneck=False)
+    for capability in (80, 100):
+        compute(capability, torch.float32, layout, (25, 42))

@@ -131,27 +131,28 @@ def where_triton_runs(value):
     return Move.apply(value, MOVE_TO) if value.requires_grad else moved(value, MOVE_TO)
 
 
+def where_it_is_fast(function):
+    """Computes where Triton does: in float64 the CPU takes minutes for large planes."""
+    if MOVE_TO is None:
+        return function
+
+    def call(*args, **options):
+        return Move.apply(function(*where_triton_runs(args), **{
+            key: where_triton_runs(value) for key, value in options.items()}), 'cpu')
+    return call
+
+
 def _anywhere(function):
     @functools.wraps(function)
     def call(*args, implementation=None, **options):
         by_triton = 'triton' in (implementation, os.environ.get('SA_MMDET_OPS'))
-        if MOVE_TO is None or not by_triton:
-            return function(*args, implementation=implementation, **options)
-        return Move.apply(function(*where_triton_runs(args), implementation=implementation, **{
-            key: where_triton_runs(value) for key, value in options.items()}), 'cpu')
+        compute = where_it_is_fast(function) if by_triton else function
+        return compute(*args, implementation=implementation, **options)
     return call
 
 
 shuffle_attention = _anywhere(ops.shuffle_attention)
 fused_bn_sa_add_relu = _anywhere(ops.fused_bn_sa_add_relu)
-
-
-def where_it_is_fast(function):
-    """The reference, also where Triton runs: in float64 the CPU takes minutes for large planes."""
-    def call(*args):
-        return function(*args) if MOVE_TO is None else Move.apply(
-            function(*where_triton_runs(args)), 'cpu')
-    return call
 
 
 def repeated(implementation, run):

@@ -220,7 +220,7 @@ def test_frozen_batch_norm_of_a_large_plane(monkeypatch):
     dz, didentity, *gradients = triton_launch.backward(dout, z, out, stats, *settings, False)
     assert dz.numel() == didentity.numel() == 0
     _, _, *expected = triton_launch.backward(dout, z, out, stats, *settings, True)
-    torch.testing.assert_close(gradients, expected)
+    assert all(map(torch.equal, gradients, expected))
 
 
 @IN_BOTH_LAYOUTS

@@ -1,7 +1,7 @@
 """What holds of shuffle attention for every shape, dtype, layout and implementation.
 
-Each property is tried on 60 examples, the same in every run (tests/conftest.py says how to try
-others), of the formula, of each C++ library that this CPU can run, and of Triton's interpreter.
+Each property is tried on 60 examples (10 on a GPU), the same in every run (tests/conftest.py says
+how to try others), of the formula, of each C++ library that this CPU can run, and of Triton.
 """
 import warnings
 from contextlib import contextmanager
