@@ -22,6 +22,8 @@ from sa_mmdet.benchmark.report import (
     comparison_lines,
     comparison_plot,
     comparison_table,
+    compiled_lines,
+    compiled_table,
     operator_lines,
     operator_plot,
     operator_table,
@@ -29,6 +31,7 @@ from sa_mmdet.benchmark.report import (
 from sa_mmdet.benchmark.train import TrainCase, check_config, measure_training
 from sa_mmdet.configuration import ConfigError, read_config, reason
 from sa_mmdet.files import file_problem, write_atomically
+from sa_mmdet.ops import triton_launch
 from sa_mmdet.ops.dispatch import IMPLEMENTATIONS, choose
 
 OUTPUTS = ('.json', '.png')
@@ -51,6 +54,12 @@ def parse_args() -> argparse.Namespace:
                     'beside these without the attention; the floors are add and add + clone + add')
     op.add_argument('--no-compile', dest='compiled', action='store_false',
                     help='leave out torch.compile of the formula')
+    instead = op.add_mutually_exclusive_group()
+    instead.add_argument('--sweep', action='store_true',
+                         help='measure the operator by Triton with other plans instead')
+    instead.add_argument('--compile-only', action='store_true',
+                         help='measure nothing: registers, instructions and so on of the Triton '
+                         'kernels for compute capabilities 8.0, 9.0 and 10.0; no GPU is needed')
     op.set_defaults(run=benchmark_operator)
     backbone = commands.add_parser(
         'backbone', parents=[common_options(batch=1), network_options()],
@@ -117,6 +126,11 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f'--device {args.device}: {reason(error)}')
     if args.device.type not in ('cpu', 'cuda'):
         parser.error(f'--device {args.device}: time and memory are measured on cpu and cuda')
+    if args.command == 'op' and (args.sweep or args.compile_only):
+        if args.implementation not in (None, 'triton'):
+            parser.error(f'--implementation {args.implementation}: --sweep and --compile-only are '
+                         "for Triton's kernels")
+        args.implementation = 'triton'
     if args.command != 'op' and args.tf32 is not None and (
             args.device.type != 'cuda' or args.dtype != 'float32'):
         parser.error('--tf32 and --no-tf32 are for float32 on CUDA')
@@ -134,12 +148,31 @@ def benchmark_operator(args: argparse.Namespace) -> None:
         batch=args.batch, height=args.size[0], width=args.size[1],
         dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
         implementation=args.implementation, compiled=args.compiled, repeats=args.repeats,
-        bottleneck=args.bottleneck)
+        bottleneck=args.bottleneck, sweep=args.sweep)
     subject = 'shuffle attention' + ' in the bottleneck' * args.bottleneck
+    if args.compile_only:
+        compile_kernels(args, case, f"Triton's kernels of {subject}, {describe_case(args)}")
+        return
     title = describe(args, f'{subject} by {implementation_name(args, case)!r}')
     rows = measure(args, measure_operator(case), title, operator_table)
     print(*operator_lines(rows), sep='\n')
     write(args, title, rows, operator_plot)
+
+
+def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) -> None:
+    """Compile the Triton kernels for GPUs, print what they take, and write it if asked for."""
+    if case.dtype not in triton_launch.DTYPES:
+        sys.exit(f'error: Triton takes {", ".join(map(str, triton_launch.DTYPES))}, not '
+                 f'{case.dtype}: change --dtype')
+    if triton_launch.INTERPRETED:
+        sys.exit('error: TRITON_INTERPRET is set, with which nothing is compiled: unset it')
+    try:
+        from sa_mmdet.benchmark.compiled import compile_operator
+    except ImportError as error:
+        sys.exit(f'error: {error}: --compile-only needs Triton 3.4 or newer, pip install triton')
+    rows = measure(args, compile_operator(case), title, compiled_table)
+    print(*compiled_lines(rows), sep='\n')
+    write(args, title, rows)
 
 
 def benchmark_backbone(args: argparse.Namespace) -> None:
@@ -198,10 +231,15 @@ def implementation_name(args: argparse.Namespace, case: OperatorCase | NetworkCa
 def describe(args: argparse.Namespace, subject: str) -> str:
     """The title of a measurement."""
     machine = describe_machine(args.device)
-    tf32 = {True: ', TF32', False: ', no TF32'}.get(getattr(args, 'tf32', None), '')
-    return (f'{subject}, batch {args.batch}, {args.size[0]}×{args.size[1]}, {args.dtype}{tf32}'
-            f'{", channels_last" if args.channels_last else ""}: {machine["device"]}'
+    return (f'{subject}, {describe_case(args)}: {machine["device"]}'
             + (f', {machine["threads"]} threads' if machine['threads'] else ''))
+
+
+def describe_case(args: argparse.Namespace) -> str:
+    """What is measured, wherever it is."""
+    tf32 = {True: ', TF32', False: ', no TF32'}.get(getattr(args, 'tf32', None), '')
+    return (f'batch {args.batch}, {args.size[0]}×{args.size[1]}, {args.dtype}{tf32}'
+            + ', channels_last' * args.channels_last)
 
 
 def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
@@ -217,14 +255,15 @@ def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
 
 
 def write(args: argparse.Namespace, title: str, rows: list[dict],
-          plot: Callable[[list[dict], str], bytes]) -> None:
-    """Write the rows and the plot if asked for."""
+          plot: Callable[[list[dict], str], bytes] | None = None) -> None:
+    """Write the rows if asked for, and a plot of them."""
     if args.out:
         command = shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]])
         content = dict(command=command, title=title, machine=describe_machine(args.device),
                        rows=rows)
         write_atomically(args.out.with_suffix('.json'), json.dumps(content, indent=1))
-        write_atomically(args.out.with_suffix('.png'), plot(rows, title))
+        if plot:
+            write_atomically(args.out.with_suffix('.png'), plot(rows, title))
 
 
 def main() -> None:

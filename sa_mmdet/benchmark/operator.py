@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..ops import fused_bn_sa_add_relu, shuffle_attention
+from ..ops import fused_bn_sa_add_relu, shuffle_attention, triton_launch
 from .measure import Call, graph_times, host_microseconds, median_times, peak_memory
 
 GROUPS = 64
@@ -20,6 +20,11 @@ FORWARD, BACKWARD = 'forward', 'forward + backward'
 # tensors of x's size it moves
 FLOORS = {False: {FORWARD: ('clone', 2), BACKWARD: ('clone + add', 5)},
           True: {FORWARD: ('add', 3), BACKWARD: ('add + clone + add', 8)}}
+
+# of Triton's kernels, by whether the layout is channels_last: what a sweep puts into a ``Plan``
+PLANS = {False: [dict(elements_a_warp=elements) for elements in (256, 512, 1024)],
+         True: [dict(columns=columns, warps=warps) for columns in (32, 64, 128)
+                for warps in (1, 2, 4, 8)]}
 
 # A CUDA graph is to move so many bytes, a millisecond and also about the memory that it takes, in
 # no more than so many calls; in more, up to MAX_SETS, only to leave nothing in the cache.
@@ -38,6 +43,7 @@ class OperatorCase:
         repeats: rounds of which medians are taken.
         bottleneck: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside
             what plain ResNet has there.
+        sweep: measure the operator by Triton with each of ``PLANS``, and nothing else.
     """
 
     batch: int = 1
@@ -50,6 +56,12 @@ class OperatorCase:
     compiled: bool = True
     repeats: int = 15
     bottleneck: bool = False
+    sweep: bool = False
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of the operator's input."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def measure_operator(case: OperatorCase) -> Iterator[dict]:
@@ -65,8 +77,8 @@ def measure_operator(case: OperatorCase) -> Iterator[dict]:
         moves). The floors of ``FLOORS`` are copies: as many reads and writes as the passes need.
     """
     total = {}
-    for stage, (channels, stride, blocks) in enumerate(STAGES, start=1):
-        shape = (case.batch, channels, case.height // stride, case.width // stride)
+    for stage, ((_, _, blocks), shape) in enumerate(
+            zip(STAGES, stage_shapes(case), strict=True), start=1):
         for pass_ in (FORWARD, BACKWARD):
             for row in _measure_pass(case, shape, pass_):
                 yield dict(stage=stage, shape=shape, **{'pass': pass_}, **row)
@@ -76,6 +88,12 @@ def measure_operator(case: OperatorCase) -> Iterator[dict]:
     for (pass_, name), sums in total.items():
         yield dict(stage='ResNet-50', shape=None, **{'pass': pass_}, name=name, peak_bytes=None,
                    host_microseconds=None, **sums)
+
+
+def stage_shapes(case: OperatorCase) -> list[tuple[int, int, int, int]]:
+    """The shapes of the operator's input at the stages."""
+    return [(case.batch, channels, case.height // stride, case.width // stride)
+            for channels, stride, _ in STAGES]
 
 
 def input_sets(moved: int, cache: int) -> int:
@@ -110,7 +128,6 @@ def _measure_pass(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> lis
 def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
            sets: int) -> list[dict[str, Call]]:
     """The contestants, the floor first, by name, for each of several sets of inputs."""
-    layout = torch.channels_last if case.channels_last else torch.contiguous_format
     generator = torch.Generator(case.device).manual_seed(0)
     contestants = _contestants(case)
 
@@ -118,7 +135,7 @@ def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
         return torch.randn(size, generator=generator, device=case.device)
 
     def feature_map() -> Tensor:
-        return random(*shape).to(case.dtype, memory_format=layout)
+        return random(*shape).to(case.dtype, memory_format=case.layout)
 
     def calls() -> dict[str, Call]:
         p = shape[1] // (2 * GROUPS)
@@ -140,7 +157,27 @@ def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
         return {floor: _floor(case, inputs, dy),
                 **{name: _backward(f, inputs, leaves, dy) for name, f in contestants.items()}}
 
-    return [calls() for _ in range(sets)]
+    def swept() -> dict[str, Call]:
+        of_set = calls()
+        of_set.update({', '.join(f'{key} {value}' for key, value in plan.items()): _planned(
+            of_set['operator'], case, pass_, plan) for plan in PLANS[case.channels_last]})
+        return of_set
+
+    return [(swept if case.sweep else calls)() for _ in range(sets)]
+
+
+def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]) -> Call:
+    """The call with another plan of its last pass."""
+    plans = triton_launch.FORWARD if pass_ == FORWARD else triton_launch.BACKWARD
+
+    def with_plan():
+        plan = plans[case.dtype.itemsize]
+        plans[case.dtype.itemsize] = plan._replace(**changes)
+        try:
+            return call()
+        finally:
+            plans[case.dtype.itemsize] = plan
+    return with_plan
 
 
 def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
@@ -153,6 +190,8 @@ def _contestants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
         return fused_bn_sa_add_relu(x, others[0], others[1:5], *others[5:], GROUPS,
                                     implementation=implementation)
 
+    if case.sweep:
+        return {'operator': operator}
     contestants = {'operator': operator,
                    'formula': functools.partial(operator, implementation='reference')}
     if case.compiled:

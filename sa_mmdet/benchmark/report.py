@@ -1,4 +1,6 @@
 """Measurements as tables and as plots."""
+from collections import Counter
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.box import SIMPLE
@@ -53,6 +55,38 @@ def operator_lines(rows: list[dict]) -> list[str]:
             + ''.join(f'{row["name"]} / operator = '
                       f'{row["milliseconds"] / operator["milliseconds"]:.2f}, ' for row in others)
             + f'{bandwidth(operator):.1f} of {bandwidth(floor):.1f} GB/s')
+    return lines
+
+
+def compiled_table(rows: list[dict]) -> Table:
+    """What each kernel takes; the heads are short for the keys of ``compile_operator``."""
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
+    for name in ('sm', 'stage', 'pass', 'kernel', 'programs', 'warps', 'registers', 'spilled',
+                 'resident', 'access', 'instructions'):
+        table.add_column(name, justify='left' if name in ('pass', 'kernel') else 'right')
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        count = row['instructions']
+        table.add_row(
+            *(str(row[key]).removesuffix('_kernel') for key in (
+                'capability', 'stage', 'pass', 'kernel', 'programs', 'warps', 'registers',
+                'spilled_bytes', 'resident_warps', 'access_bytes')),
+            '' if count is None else f'{count:.1f}',
+            end_section=following is None or following['stage'] != row['stage'])
+    return table
+
+
+def compiled_lines(rows: list[dict]) -> list[str]:
+    """The worst of each pass in a sentence."""
+    lines = []
+    for pass_ in dict.fromkeys(row['pass'] for row in rows):
+        of_pass = [row for row in rows if row['pass'] == pass_]
+        sums = Counter()
+        for row in of_pass:
+            sums[row['stage'], row['capability']] += row['instructions'] or 0
+        lines.append(
+            f'{pass_}: at most {max(sums.values()):.0f} instructions an element, '
+            f'{max(row["registers"] for row in of_pass)} registers, '
+            f'{max(row["spilled_bytes"] for row in of_pass)} spilled bytes')
     return lines
 
 

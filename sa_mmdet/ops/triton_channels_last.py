@@ -1,8 +1,9 @@
 """The kernels for channels_last tensors: (N, pixels, C) in memory.
 
-A program takes some channels of a chunk of an image's pixels, ROWS at a time. What only a whole
-plane knows is summed up between two kernels: moments, statistics, output in the forward pass;
-gradient_moments, gradient_sums, gradient in the backward pass.
+A program takes some channels of a chunk of an image's pixels: moments all of these at once, the
+others ROWS at a time. What only a whole plane knows is summed up between two kernels: moments,
+statistics, output in the forward pass; gradient_moments, gradient_sums, gradient in the backward
+pass. No number is a constant that a map's size decides, but for moments: one compilation is enough.
 
 The shuffle interleaves the two halves of the channels. So a program takes CHANNELS neighbours of
 each half and interleaves them when it reads z; from there on its columns are in the order of the
@@ -88,44 +89,36 @@ def _load_affine(affine_ptr, n, column, exists, channels):
     return center, scale, shift, slope, offset
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['area', 'chunks'])
 def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constexpr,
-                   ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+                   CHANNELS: tl.constexpr):
     """(N, chunks, 3, C): a center, and the sums of deviations from it and of their squares."""
     n, chunk, start = _place(tl.program_id(0), channels, chunks, CHANNELS)
     c = start + tl.arange(0, CHANNELS)
     exists = c < channels
-    first_pixel = chunk * CHUNK
-    z_ptr += n * area * channels + c
-
-    # As in triton_kernels: deviations from the mean of what is read first, which is made of
-    # deviations from one pixel.
-    z = _load(z_ptr, exists, first_pixel, area, channels, ROWS).to(tl.float32)
-    rows = tl.arange(0, ROWS)
-    one = tl.sum(tl.where((rows == 0)[:, None], z, 0.0), 0)
-    exist = (first_pixel + rows < area)[:, None]
-    center = one + mean_of(tl.sum(tl.where(exist, z - one[None, :], 0.0), 0),
-                           tl.minimum(area - first_pixel, ROWS))
+    pixel = chunk.to(tl.int64) * CHUNK
+    pixels = tl.minimum(area - chunk * CHUNK, CHUNK)
+    z_ptr += (n * area + pixel) * channels + c
+    # As in triton_kernels: deviations from the mean, which is made of deviations from one pixel.
+    one = tl.load(z_ptr, mask=exists, other=0)
+    rows = tl.arange(0, CHUNK)
+    exist = (rows < pixels)[:, None]
+    z = tl.load(z_ptr[None, :] + rows[:, None] * channels, mask=exist & exists[None, :],
+                other=one[None, :]).to(tl.float32)
+    one = one.to(tl.float32)
+    center = one + mean_of(tl.sum(z - one[None, :], 0), pixels)
     deviation = tl.where(exist, z - center[None, :], 0.0)
-    total, squares = deviation, deviation * deviation
-    for row in range(ROWS, CHUNK, ROWS):
-        pixel = first_pixel + row
-        z = _load(z_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
-        deviation = tl.where((pixel + rows < area)[:, None], z - center[None, :], 0.0)
-        total += deviation
-        squares = tl.fma(deviation, deviation, squares)
-
     moments_ptr += (n * chunks + chunk) * 3 * channels + c
     tl.store(moments_ptr, center, mask=exists)
-    tl.store(moments_ptr + channels, tl.sum(total, 0), mask=exists)
-    tl.store(moments_ptr + 2 * channels, tl.sum(squares, 0), mask=exists)
+    tl.store(moments_ptr + channels, tl.sum(deviation, 0), mask=exists)
+    tl.store(moments_ptr + 2 * channels, tl.sum(deviation * deviation, 0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'size'])
 def statistics_kernel(
         moments_ptr, stats_ptr, affine_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
-        channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr, CHUNK: tl.constexpr,
+        channels, p, area, chunks, size, eps, bn_eps, BATCH_NORM: tl.constexpr,
         CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
     """(N, C, 2), mean and variance of the planes, of CHUNKS chunks at a time; and affine."""
     n = tl.program_id(0).to(tl.int64)
@@ -139,7 +132,7 @@ def statistics_kernel(
         chunk = first + tl.arange(0, CHUNKS)
         exist = (chunk < chunks)[:, None] & exists[None, :]
         at = moments_ptr[None, :] + (chunk * 3 * channels)[:, None]
-        pixels = tl.minimum(area - chunk * CHUNK, CHUNK).to(tl.float64)[:, None]
+        pixels = tl.minimum(area - chunk * size, size).to(tl.float64)[:, None]
         distance = tl.load(at, mask=exist, other=0).to(tl.float64) - first_center[None, :]
         distance = tl.where(exist, distance, 0.0)
         deviation = tl.load(at + channels, mask=exist, other=0).to(tl.float64)
@@ -161,10 +154,11 @@ def statistics_kernel(
                   slope, offset)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['area', 'chunks', 'size'])
 def output_kernel(
-        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, BATCH_NORM: tl.constexpr,
-        ADD_RELU: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, size,
+        BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, ROWS: tl.constexpr,
+        CHANNELS: tl.constexpr):
     """The output."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
@@ -174,8 +168,8 @@ def output_kernel(
     y_ptr += n * area * channels + column
     if ADD_RELU:
         identity_ptr += n * area * channels + column
-    for row in range(0, CHUNK, ROWS):
-        pixel = chunk * CHUNK + row
+    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * size + row
         z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
         x, gate, _complement, _deviation = gated(
             z, center, scale, shift, slope, offset, BATCH_NORM)
@@ -193,13 +187,13 @@ def _source(column, channels):
     return column // 2 + column % 2 * (channels // 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'size'])
 def gradient_moments_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, didentity_ptr, moments_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
-        bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr,
-        ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr, CHUNK: tl.constexpr,
-        ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        bn_variance_ptr, channels, p, area, chunks, size, eps, bn_eps, BATCH_NORM: tl.constexpr,
+        ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr, ROWS: tl.constexpr,
+        CHANNELS: tl.constexpr):
     """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
 
     The latter in the order of the output.
@@ -222,8 +216,8 @@ def gradient_moments_kernel(
             didentity_ptr += n * area * channels + column
     bias = tl.zeros([ROWS, 2 * CHANNELS], tl.float32)
     weight, total, moment = bias, bias, bias
-    for row in range(0, CHUNK, ROWS):
-        pixel = chunk * CHUNK + row
+    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * size + row
         dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
         if ADD_RELU:
             out = _load(out_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
@@ -247,7 +241,7 @@ def gradient_moments_kernel(
         tl.store(moments_ptr + 3 * channels, tl.sum(moment, 0), mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['p', 'area', 'chunks'])
 def gradient_sums_kernel(
         moments_ptr, stats_ptr, affine_ptr, sums_ptr, cweight_ptr, cbias_ptr, sweight_ptr,
         sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
@@ -287,10 +281,10 @@ def gradient_sums_kernel(
     tl.store(affine_ptr + 7 * channels, constant, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['area', 'chunks', 'size'])
 def gradient_kernel(
-        dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, BATCH_NORM: tl.constexpr,
-        CHUNK: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, size, BATCH_NORM: tl.constexpr,
+        ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """dz; dy is didentity where there is one."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
@@ -303,8 +297,8 @@ def gradient_kernel(
     z_ptr += n * area * channels + source
     dz_ptr += n * area * channels + source
     dy_ptr += n * area * channels + column
-    for row in range(0, CHUNK, ROWS):
-        pixel = chunk * CHUNK + row
+    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * size + row
         dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
         z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
         direct, dlogit, deviation = through(

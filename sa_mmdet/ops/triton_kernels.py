@@ -24,7 +24,7 @@ def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
 @triton.jit
 def _pointers(base, start, BLOCK: tl.constexpr):
     """To those elements of the planes at base."""
-    return base[:, None] + (start + tl.arange(0, BLOCK))[None, :]
+    return (base + start)[:, None] + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit
@@ -49,6 +49,14 @@ def _write(values, base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: 
     else:
         tl.store(pointers, values, mask=_exist(plane_exists, start, area, BLOCK),
                  eviction_policy=EVICTION)
+
+
+@triton.jit
+def _folded(values, SUMS: tl.constexpr):
+    """SUMS sums of a plane's values, each of those that a thread holds."""
+    if values.shape[1] == SUMS:
+        return values
+    return tl.sum(tl.reshape(values, [values.shape[0], values.shape[1] // SUMS, SUMS]), 1)
 
 
 @triton.jit
@@ -156,18 +164,19 @@ def mean_of(total, count):
 
 
 @triton.jit
-def _add_moments(total, squares, first, z_ptr, plane_exists, start, area, BLOCK: tl.constexpr,
-                 WHOLE: tl.constexpr):
+def _add_moments(total, squares, first, z_ptr, plane_exists, start, area, SUMS: tl.constexpr,
+                 BLOCK: tl.constexpr, WHOLE: tl.constexpr):
     """The sums of the deviations from first and of their squares, with one more block."""
     z = _read(z_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_last')
     deviation = z - first[:, None]
     if not WHOLE:
         deviation = tl.where(_exist(plane_exists, start, area, BLOCK), deviation, 0.0)
-    return total + deviation, tl.fma(deviation, deviation, squares)
+    return total + _folded(deviation, SUMS), squares + _folded(deviation * deviation, SUMS)
 
 
 @triton.jit
-def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+def _statistics(z, z_ptr, plane_exists, area, SUMS: tl.constexpr, BLOCK: tl.constexpr,
+                ONE_BLOCK: tl.constexpr):
     """Mean, as center + residual, and variance of the planes whose first block is z."""
     # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
     # it is at most area / BLOCK variances, so that little cancels below.
@@ -176,16 +185,16 @@ def _statistics(z, z_ptr, plane_exists, area, BLOCK: tl.constexpr, ONE_BLOCK: tl
     one = tl.load(z_ptr, mask=plane_exists, other=0).to(tl.float32)
     first = one + mean_of(tl.sum(tl.where(exist, z - one[:, None], 0.0), 1),
                           tl.minimum(area, BLOCK))
-    total = tl.where(exist, z - first[:, None], 0.0)
-    squares = total * total
+    deviation = tl.where(exist, z - first[:, None], 0.0)
+    total, squares = _folded(deviation, SUMS), _folded(deviation * deviation, SUMS)
     if not ONE_BLOCK:
         rest = area // BLOCK * BLOCK
         for start in range(BLOCK, rest, BLOCK):
             total, squares = _add_moments(total, squares, first, z_ptr, plane_exists, start, area,
-                                          BLOCK, True)
+                                          SUMS, BLOCK, True)
         if rest < area:
             total, squares = _add_moments(total, squares, first, z_ptr, plane_exists, rest, area,
-                                          BLOCK, False)
+                                          SUMS, BLOCK, False)
     delta = mean_of(tl.sum(total, 1), area)
     variance = mean_of(tl.sum(squares, 1), area) - delta * delta
     center = first + delta
@@ -207,14 +216,14 @@ def _write_output(
     _write(y, y_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
 
 
-@triton.jit(do_not_specialize=['planes', 'area', 'z_n', 'z_c', 'identity_n', 'identity_c', 'y_n',
-                               'y_c'])
+@triton.jit(do_not_specialize=['planes', 'p', 'area', 'z_n', 'z_c', 'identity_n', 'identity_c',
+                               'y_n', 'y_c'])
 def forward_kernel(
         z_ptr, identity_ptr, y_ptr, stats_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         planes, channels, p, area, eps, bn_eps, z_n, z_c, identity_n, identity_c,
         y_n, y_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, UNIT: tl.constexpr,
-        PLANES: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+        PLANES: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
 
     The second time they come from the L2 cache: the first pass asks to keep them there.
@@ -231,7 +240,7 @@ def forward_kernel(
         identity_ptr += tl.multiple_of(n * identity_n + column * identity_c, UNIT)
 
     z = _read(z_ptr, plane_exists, 0, area, BLOCK, not ONE_BLOCK, 'evict_last')
-    center, residual, variance = _statistics(z, z_ptr, plane_exists, area, BLOCK, ONE_BLOCK)
+    center, residual, variance = _statistics(z, z_ptr, plane_exists, area, SUMS, BLOCK, ONE_BLOCK)
     mean = center.to(tl.float64) + residual.to(tl.float64)
     tl.store(stats_ptr + 2 * plane, mean, mask=plane_exists)
     tl.store(stats_ptr + 2 * plane + 1, variance.to(tl.float64), mask=plane_exists)
@@ -261,7 +270,8 @@ def forward_kernel(
 def through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
     """What goes to x directly, what goes to the gate's logit, and z's deviation."""
     x, gate, complement, deviation = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
-    return dy * gate, dy * x * (gate * complement), deviation
+    direct = dy * gate
+    return direct, direct * (x * complement), deviation
 
 
 @triton.jit
@@ -328,13 +338,14 @@ def _read_through(
 def _add_gradient_moments(
         bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start,
         area, center, scale, shift, slope, offset, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
-        INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr):
+        INPUT_GRADIENT: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr,
+        WHOLE: tl.constexpr):
     """The four sums, before they are summed over lanes, with one more block."""
     direct, dlogit, deviation = _read_through(
         dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start, area, center, scale, shift,
         slope, offset, ADD_RELU, BATCH_NORM, INPUT_GRADIENT, BLOCK, WHOLE, 'evict_last')
-    return (bias + dlogit, tl.fma(dlogit, deviation, weight), total + direct,
-            tl.fma(direct, deviation, moment))
+    return (bias + _folded(dlogit, SUMS), weight + _folded(dlogit * deviation, SUMS),
+            total + _folded(direct, SUMS), moment + _folded(direct * deviation, SUMS))
 
 
 @triton.jit
@@ -351,15 +362,15 @@ def _write_gradient(
     _write(dz, dz_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_first')
 
 
-@triton.jit(do_not_specialize=['planes', 'area', 'dy_n', 'dy_c', 'z_n', 'z_c', 'out_n', 'out_c',
-                               'dz_n', 'dz_c', 'didentity_n', 'didentity_c'])
+@triton.jit(do_not_specialize=['planes', 'p', 'area', 'dy_n', 'dy_c', 'z_n', 'z_c', 'out_n',
+                               'out_c', 'dz_n', 'dz_c', 'didentity_n', 'didentity_c'])
 def backward_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, dz_ptr, didentity_ptr, sums_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, planes, channels, p, area, eps, bn_eps, dy_n, dy_c, z_n, z_c, out_n, out_c,
         dz_n, dz_c, didentity_n, didentity_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, UNIT: tl.constexpr, PLANES: tl.constexpr,
-        BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
+        SUMS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
     """dz, didentity and the sums for the parameters' gradients, of PLANES planes.
 
     dx = dy s + slope (dlogit - mean dlogit - linear (z - center)) + constant, and dz = scale dx,
@@ -389,20 +400,20 @@ def backward_kernel(
     direct, dlogit, deviation = _read_through(
         dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, 0, area, center, scale, shift, slope,
         offset, ADD_RELU, BATCH_NORM, INPUT_GRADIENT, BLOCK, not ONE_BLOCK, 'evict_last')
-    bias, weight = dlogit, dlogit * deviation
-    total, moment = direct, direct * deviation
+    bias, weight = _folded(dlogit, SUMS), _folded(dlogit * deviation, SUMS)
+    total, moment = _folded(direct, SUMS), _folded(direct * deviation, SUMS)
     rest = area // BLOCK * BLOCK
     if not ONE_BLOCK:
         for start in range(BLOCK, rest, BLOCK):
             bias, weight, total, moment = _add_gradient_moments(
                 bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists,
                 start, area, center, scale, shift, slope, offset, ADD_RELU, BATCH_NORM,
-                INPUT_GRADIENT, BLOCK, True)
+                INPUT_GRADIENT, SUMS, BLOCK, True)
         if rest < area:
             bias, weight, total, moment = _add_gradient_moments(
                 bias, weight, total, moment, dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists,
                 rest, area, center, scale, shift, slope, offset, ADD_RELU, BATCH_NORM,
-                INPUT_GRADIENT, BLOCK, False)
+                INPUT_GRADIENT, SUMS, BLOCK, False)
     mean_dlogit, linear, constant = gradient_sums(
         tl.sum(bias, 1), tl.sum(weight, 1), tl.sum(total, 1), tl.sum(moment, 1),
         sums_ptr + (4 if BATCH_NORM else 2) * plane, c, plane_exists, p, area, eps, residual, scale,
@@ -434,7 +445,7 @@ def _store_sum(pointer, value, exists=None):
     tl.store(pointer, value, mask=exists)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['images', 'channels', 'p', 'groups'])
 def add_up_kernel(
         sums_ptr, of_parameters_ptr, of_batch_norm_ptr, sweight_ptr, gn_weight_ptr, gn_bias_ptr,
         images, channels, p, groups, BATCH_NORM: tl.constexpr, ROWS: tl.constexpr,

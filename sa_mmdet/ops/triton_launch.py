@@ -39,12 +39,10 @@ class Plan(NamedTuple):
 
 # by the bytes of an element
 FORWARD = {2: Plan(512, 32, 4), 4: Plan(256, 32, 4)}
-BACKWARD = {2: Plan(512, 64, 2), 4: Plan(512, 32, 4)}
+BACKWARD = {2: Plan(512, 64, 2), 4: Plan(256, 32, 4)}
 # Contiguous planes: the elements that a program holds, an eighth of a plane within these bounds.
-# Planes up to the smallest are read once and share a program, which holds SHARED elements, 4 a
-# thread.
-SMALLEST_BLOCK, BLOCK = 512, 8192
-SHARED, SHARED_ELEMENTS_A_WARP = 1024, 128
+# Planes up to the smallest are read once, by programs of one warp; those below SHARED share one.
+SMALLEST_BLOCK, BLOCK, SHARED = 256, 8192, 64
 # channels_last: the pixels that a program takes, a 32nd of a plane within these bounds; and how
 # many chunks of them, and of how many channels, are merged at a time.
 SMALLEST_CHUNK, CHUNK = 128, 256
@@ -171,53 +169,56 @@ class _Kernels:
         strides = [stride for tensor in strided
                    for stride in (tensor.stride()[:2] if tensor is not None else (0, 0))]
         number = self.images * self.channels
+        unit = math.gcd(16, self.area, *strides)
+        one_block = self.area <= block
+        # those of a thread are added up at once, which leaves it registers
+        sums = block if one_block else 32 * warps * min(unit, 16 // strided[0].itemsize)
         _launch(kernel, (-(-number // planes), 1, 1), warps, (*tensors, *self.parameters),
                 (number, self.channels, self.p, self.area, self.eps, self.bn_eps, *strides),
                 BATCH_NORM=self.has_batch_norm, **constants,
-                UNIT=math.gcd(16, self.area, *strides), PLANES=planes, BLOCK=block,
-                ONE_BLOCK=self.area <= block)
+                UNIT=unit, PLANES=planes, SUMS=sums, BLOCK=block, ONE_BLOCK=one_block)
 
     def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from . import triton_channels_last as kernels
         plan = FORWARD[z.itemsize]
-        columns, chunks, tile, merge = channels_last_plan(
-            self.channels, self.area, z.itemsize, plan)
+        columns, rows, chunk = channels_last_plan(self.channels, self.area, z.itemsize, plan)
+        chunks = -(-self.area // chunk)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
-        sizes = self.channels, self.area, chunks
-        _launch(kernels.moments_kernel, over_pixels, plan.warps, (z, moments), sizes, **tile,
-                CHANNELS=columns)
+        _launch(kernels.moments_kernel, over_pixels, plan.warps, (z, moments),
+                (self.channels, self.area, chunks), CHUNK=chunk, CHANNELS=columns)
         _launch(kernels.statistics_kernel, merging, MERGING_WARPS,
                 (moments, stats, affine, *self.parameters),
-                (self.channels, self.p, self.area, chunks, self.eps, self.bn_eps),
-                BATCH_NORM=self.has_batch_norm, CHUNK=tile['CHUNK'], **merge)
-        _launch(kernels.output_kernel, over_pixels, plan.warps, (z, identity, y, affine), sizes,
-                BATCH_NORM=self.has_batch_norm, ADD_RELU=identity is not None, **tile,
-                CHANNELS=columns // 2)
+                (self.channels, self.p, self.area, chunks, chunk, self.eps, self.bn_eps),
+                BATCH_NORM=self.has_batch_norm, CHUNKS=MERGED_CHUNKS, CHANNELS=MERGED_CHANNELS)
+        _launch(kernels.output_kernel, over_pixels, plan.warps, (z, identity, y, affine),
+                (self.channels, self.area, chunks, chunk), BATCH_NORM=self.has_batch_norm,
+                ADD_RELU=identity is not None, ROWS=rows, CHANNELS=columns // 2)
 
     def backward_channels_last(self, dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor,
                                dz: Tensor, didentity: Tensor, sums: Tensor):
         from . import triton_channels_last as kernels
         plan = BACKWARD[z.itemsize]
-        columns, chunks, tile, merge = channels_last_plan(
-            self.channels, self.area, z.itemsize, plan)
+        columns, rows, chunk = channels_last_plan(self.channels, self.area, z.itemsize, plan)
+        chunks = -(-self.area // chunk)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
-        numbers = self.channels, self.p, self.area, chunks, self.eps, self.bn_eps
         _launch(kernels.gradient_moments_kernel, over_pixels, plan.warps,
-                (dout, z, out, stats, didentity, moments, *self.parameters), numbers,
+                (dout, z, out, stats, didentity, moments, *self.parameters),
+                (self.channels, self.p, self.area, chunks, chunk, self.eps, self.bn_eps),
                 BATCH_NORM=self.has_batch_norm, ADD_RELU=out is not None,
-                INPUT_GRADIENT=dz.numel() > 0, **tile, CHANNELS=columns // 2)
+                INPUT_GRADIENT=dz.numel() > 0, ROWS=rows, CHANNELS=columns // 2)
         _launch(kernels.gradient_sums_kernel, merging, MERGING_WARPS,
-                (moments, stats, affine, sums, *self.parameters), numbers,
-                BATCH_NORM=self.has_batch_norm, **merge)
+                (moments, stats, affine, sums, *self.parameters),
+                (self.channels, self.p, self.area, chunks, self.eps, self.bn_eps),
+                BATCH_NORM=self.has_batch_norm, CHUNKS=MERGED_CHUNKS, CHANNELS=MERGED_CHANNELS)
         if dz.numel():
             _launch(kernels.gradient_kernel, over_pixels, plan.warps,
                     (dout if out is None else didentity, z, affine, dz),
-                    (self.channels, self.area, chunks), BATCH_NORM=self.has_batch_norm, **tile,
-                    CHANNELS=columns // 2)
+                    (self.channels, self.area, chunks, chunk), BATCH_NORM=self.has_batch_norm,
+                    ROWS=rows, CHANNELS=columns // 2)
 
     def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int, int], ...]:
         """Of the kernels that go over pixels, and of those that merge chunks."""
@@ -268,25 +269,19 @@ def contiguous_plan(area: int, plan: Plan) -> tuple[int, int, int]:
     """
     block = min(max(SMALLEST_BLOCK, _power_of_two(area // 8 + 1) // 2), BLOCK)
     if area > block:
-        return 1, block, block // plan.elements_a_warp
+        return 1, block, max(1, block // plan.elements_a_warp)
     block = _power_of_two(area)
-    planes = max(1, SHARED // block)
-    return planes, block, planes * block // SHARED_ELEMENTS_A_WARP
+    return max(1, SHARED // block), block, 1
 
 
 @cache
 def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
-                       ) -> tuple[int, int, dict, dict]:
-    """Return the channels that a program takes, the chunks of an image, and its kernels' constants.
-
-    The last are those of the kernels that go over pixels, and of those that merge chunks.
-    """
+                       ) -> tuple[int, int, int]:
+    """Return how many channels a program takes, how many pixels at a time, and how many in all."""
     columns = min(plan.columns, _power_of_two(channels))
     rows = plan.warps * 32 * 16 // itemsize // columns
-    chunk = max(rows, min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK))
-    chunks = -(-area // chunk)
-    return (columns, chunks, dict(CHUNK=chunk, ROWS=rows),
-            dict(CHUNKS=min(MERGED_CHUNKS, _power_of_two(chunks)), CHANNELS=MERGED_CHANNELS))
+    chunk = min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK)
+    return columns, rows, max(rows, chunk)
 
 
 def _power_of_two(number: int) -> int:

@@ -1,12 +1,18 @@
 import contextlib
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
 import torch
 
-from sa_mmdet.benchmark import measure
+from sa_mmdet.benchmark import measure, operator
+from sa_mmdet.benchmark.compiled import Code, Launch, instructions, resident_warps
 from sa_mmdet.benchmark.measure import (
     compare,
     graph_times,
@@ -18,13 +24,16 @@ from sa_mmdet.benchmark.operator import (
     BACKWARD,
     FLOORS,
     FORWARD,
+    PLANS,
     OperatorCase,
     _calls,
     input_sets,
     measure_operator,
 )
 from sa_mmdet.benchmark.report import operator_lines, operator_table
+from sa_mmdet.ops import triton_launch
 
+TOOL = Path(__file__).parents[2] / 'tools/benchmark.py'
 CPU = torch.device('cpu')
 MEGABYTE = 2**20
 
@@ -245,7 +254,81 @@ def test_tool_on_the_bottleneck(run_tool, tmp_path):
         'add', 'add + clone + add', 'operator', 'formula', 'without attention'}
 
 
+@pytest.mark.parametrize(('pass_', 'table'), [(FORWARD, 'FORWARD'), (BACKWARD, 'BACKWARD')])
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_a_sweep_calls_the_operator_with_each_plan(monkeypatch, pass_, table, channels_last):
+    plans = getattr(triton_launch, table)
+    usual, used = dict(plans), []
+
+    def shuffle_attention(x, *_, implementation):
+        used.append(plans[4])
+        return 2 * x
+
+    monkeypatch.setattr(operator, 'shuffle_attention', shuffle_attention)
+    case = OperatorCase(sweep=True, channels_last=channels_last)
+    _, *calls = _calls(case, (1, 256, 2, 3), pass_, 1)[0].values()
+    for call in calls:
+        call()
+    assert used == [usual[4], *(usual[4]._replace(**plan) for plan in PLANS[channels_last])]
+    assert plans == usual
+
+
+@pytest.mark.parametrize('changes', [*PLANS[False], *PLANS[True]], ids=str)
+def test_plans_can_be_launched(changes):
+    plan = triton_launch.FORWARD[2]._replace(**changes)
+    for area in (1, 49, 1050, 4200, 67200, 10**6):
+        planes, block, warps = triton_launch.contiguous_plan(area, plan)
+        assert 1 <= warps <= 32
+        assert planes * block % warps == 0
+        for itemsize in (2, 4):
+            columns, rows, chunk = triton_launch.channels_last_plan(2048, area, itemsize, plan)
+            assert columns * rows * itemsize == plan.warps * 32 * 16
+            assert chunk % rows == 0
+
+
+def test_tool_compiles_only(run_tool, tmp_path, monkeypatch):
+    """In a process of its own: Triton's interpreter, which the other tests need, compiles none."""
+    out = tmp_path / 'kernels'
+    command = [sys.executable, TOOL, 'op', '--bottleneck', '--compile-only', '--size', '32', '32',
+               '--dtype', 'bfloat16', '--out', out]
+    done = subprocess.run(command, env=os.environ | dict(TRITON_INTERPRET='0'), text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'^forward: at most \d+ instructions an element, \d+ registers, 0 spilled ',
+                     done.stdout, re.MULTILINE)
+    rows = json.loads(out.with_suffix('.json').read_text())['rows']
+    assert {row['capability'] for row in rows} == {80, 90, 100}
+    assert {row['kernel'] for row in rows} == {'forward_kernel', 'backward_kernel', 'add_up_kernel'}
+    assert all(row['programs'] == 256 and row['warps'] == 1 for row in rows
+               if row['stage'] == 1 and row['instructions'])
+    monkeypatch.setattr(triton_launch, 'INTERPRETED', True)
+    code, _ = run_tool(*command[2:])
+    assert code == 'error: TRITON_INTERPRET is set, with which nothing is compiled: unset it'
+
+
+def test_instructions_are_those_that_run():
+    """A loop counts for every turn; it is known by what it does for an element of a thread."""
+    body = ['LDG.E.128 R4, desc[UR8][R2.64]', *['MUFU.EX2 R1, R1'] * 8, '@P0 BRA 0x10']
+    code = Code(32, 0, list(enumerate(['MOV R1, R2'] * 16 + body + ['EXIT', 'BRA 0x1b'])))
+    launch = Launch('forward_kernel', programs=2, warps=4, binary=b'', arguments=[])
+    elements = 2 * 4 * 32 * 80  # 80 of a thread, 8 in a turn
+    assert instructions(launch, code, elements, itemsize=2) == (18 + 10 * 10) / 80
+    code.instructions[17:25] = [(at, 'FADD R1, R1') for at in range(17, 25)]  # 16 bytes a turn
+    assert instructions(launch, code, elements, itemsize=4) == (18 + 20 * 10) / 80
+    launch.kernel = 'statistics_kernel'
+    assert instructions(launch, code, elements, itemsize=4) is None
+
+
+@pytest.mark.parametrize(('warps', 'registers', 'resident'), [
+    (1, 32, 32), (4, 32, 64), (4, 64, 32), (4, 65, 28), (16, 126, 16), (16, 129, 0), (32, 64, 32)])
+def test_resident_warps(warps, registers, resident):
+    assert resident_warps(warps, registers) == resident
+
+
 @pytest.mark.parametrize(('args', 'message'), [
+    (['op', '--sweep', '--implementation', 'cpu'], "--sweep and --compile-only are for Triton's"),
+    (['op', '--sweep', '--compile-only'], 'not allowed with'),
+    (['op', '--compile-only', '--dtype', 'float64'], 'change --dtype'),
     (['op', '--size', '100', '64'], '--size must be multiples of 32, got 100 64'),
     (['op', '--batch', '0'], 'must be at least 1, got 0'),
     (['op', '--device', 'cuda'], '--device cuda'),
