@@ -8,15 +8,7 @@ from mmcv.cnn import fuse_conv_bn
 from mmdet.registry import MODELS
 from torch import Tensor, nn
 
-from .contestants import (
-    BASELINE,
-    FOLDED,
-    NetworkCase,
-    contestants,
-    initialise,
-    settle,
-    share_weights,
-)
+from .contestants import BASELINE, FOLDED, NetworkCase, contestants, initialise, share_weights
 from .measure import compare
 
 INFERENCE, TRAINING = 'inference', 'training'
@@ -40,7 +32,8 @@ def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
                 for name, cfg in contestants(config, case.formula).items()}
     initialise(networks[BASELINE])
     share_weights(networks)
-    return {name: settle(network, case) for name, network in networks.items()}
+    return {name: network.to(device=case.device, memory_format=case.layout)
+            for name, network in networks.items()}
 
 
 def measure_backbone(case: BackboneCase) -> Iterator[dict]:

@@ -22,7 +22,7 @@ class NetworkCase:
     Attributes:
         batch, height, width: of the images; height and width multiples of 32.
         dtype: float32; bfloat16 or float16 is autocast's, the weights being float32.
-        device, channels_last: of the networks and their input.
+        device, channels_last: of the networks; of a detector only the backbone is channels_last.
         formula: also measure ``ResNet + formula``.
         repeats: rounds of which medians are taken.
     """
@@ -69,7 +69,7 @@ def contestants(backbone: dict, formula: bool = True) -> dict[str, dict]:
     Returns:
         'ResNet', MMDetection's, with every option but the attention; under its type's name, the
         given one; and, where its attention is shuffle attention, 'ResNet + formula', MMDetection's
-        with the formula as a plugin.
+        with the formula as a plugin. All without channels_last, which is the case's.
 
     Raises:
         ValueError: the backbone is no ``AttentionResNet``.
@@ -78,6 +78,7 @@ def contestants(backbone: dict, formula: bool = True) -> dict[str, dict]:
     kind = MODELS.get(name) if isinstance(name, str) else name
     if not (isinstance(kind, type) and issubclass(kind, AttentionResNet)):
         raise ValueError(f'the backbone must be SAResNet or AttentionResNet, got {name}')
+    backbone = {key: value for key, value in backbone.items() if key != 'channels_last'}
     plain = {key: value for key, value in backbone.items()
              if key not in ('attention', 'convert_weights')}
     plain.update(type='ResNet', init_cfg=None)
@@ -130,8 +131,3 @@ def share_weights(networks: dict[str, nn.Module]) -> None:
         if name != BASELINE:
             network.load_state_dict(state)
             state = network.state_dict()  # that of AttentionResNet is converted
-
-
-def settle(network: nn.Module, case: NetworkCase) -> nn.Module:
-    """Move a network to the case's device and memory format."""
-    return network.to(device=case.device, memory_format=case.layout)

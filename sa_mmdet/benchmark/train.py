@@ -11,7 +11,8 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from .contestants import BASELINE, NetworkCase, contestants, initialise, settle, share_weights
+from ..models import in_channels_last
+from .contestants import BASELINE, NetworkCase, contestants, initialise, share_weights
 from .measure import compare
 
 TRAINING_STEP = 'training step'
@@ -62,7 +63,11 @@ def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
         baseline.init_weights()
     initialise(baseline.backbone)
     share_weights(detectors)
-    return {name: settle(detector, case).train() for name, detector in detectors.items()}
+    for detector in detectors.values():
+        detector.to(case.device).train()
+        if case.channels_last:
+            in_channels_last(detector.backbone)
+    return detectors
 
 
 def build_optimizer(detector: nn.Module, case: TrainCase) -> OptimWrapper:

@@ -50,11 +50,14 @@ def test_detectors_differ_in_the_attention_alone():
     assert states[0] == {name: shape for name, shape in states[1].items() if '.sa.' not in name}
 
 
-def test_steps_are_equal_and_leave_the_weights():
-    case = case_of()
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_steps_are_equal_and_leave_the_weights(channels_last):
+    case = case_of(channels_last=channels_last)
     batch = random_batch(case)
     losses = []
     for detector in build_detectors(case).values():
+        weight = detector.backbone.layer2[0].conv2.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         before = {name: value.clone() for name, value in detector.named_parameters()}
         step = training_step(detector, build_optimizer(detector, case), batch, case)
         first, second = step(), step()
@@ -64,6 +67,11 @@ def test_steps_are_equal_and_leave_the_weights():
             assert torch.equal(parameter, before[name]), name
         losses.append({name: value.item() for name, value in first.items()})
     assert losses[0]['loss_mask'] > 0
+    if channels_last:
+        contiguous = next(iter(build_detectors(case_of()).values()))
+        step = training_step(contiguous, build_optimizer(contiguous, case), batch, case)
+        losses.append({name: value.item() for name, value in step().items()})
+        assert losses[3] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[2] == pytest.approx(losses[1], rel=1e-2)
 

@@ -9,6 +9,7 @@ from ..attention import ShuffleAttention
 from ..attention.base import check_bool, check_feature_map
 from .arguments import STAGES, check_names, check_plugins, check_stages, find_layer
 from .attention_bottleneck import AttentionBottleneck
+from .channels_last import in_channels_last
 from .folding import conv_norm
 
 
@@ -30,6 +31,8 @@ class AttentionResNet(ResNet):
         plugins: further plugins, as ``mmdet.ResNet`` takes them; those after conv3 follow the
             attention.
         convert_weights: False loads a checkpoint of plain ResNet as it is.
+        channels_last: True computes in channels_last, as ``in_channels_last``; images and features
+            are contiguous all the same.
         **kwargs: every other argument of ``mmdet.ResNet``.
 
     Shape:
@@ -54,12 +57,14 @@ class AttentionResNet(ResNet):
                  attention: str | dict,
                  plugins: list[dict] | None = None,
                  convert_weights: bool = True,
+                 channels_last: bool = False,
                  **kwargs):
         if depth not in list(self.arch_settings):
             raise ValueError(
                 f'{type(self).__name__} needs a ResNet made of bottlenecks: depth must be one of '
                 f'{sorted(self.arch_settings)}, got {depth!r}')
         check_bool('convert_weights', convert_weights)
+        check_bool('channels_last', channels_last)
         check_stages(**kwargs)
         plugin = dict(cfg=find_layer(attention), position='after_conv3')
         num_stages = kwargs.get('num_stages', STAGES)
@@ -69,6 +74,8 @@ class AttentionResNet(ResNet):
         super().__init__(depth, plugins=plugins, **kwargs)
         self.convert_weights = convert_weights
         self.in_channels = kwargs.get('in_channels', 3)
+        if channels_last:
+            in_channels_last(self)
 
     def make_res_layer(self, **kwargs):
         """Build a stage of ``AttentionBottleneck`` where ``mmdet.ResNet`` asks for its own."""
