@@ -3,9 +3,11 @@ import math
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -106,9 +108,10 @@ def compile_operator(case: OperatorCase, capabilities: tuple[int, ...] = CAPABIL
     Yields:
         A dict for each kernel: 'stage', 'shape', 'pass', 'kernel', 'capability' (90 is 9.0);
         'programs' and 'warps' (of a program); 'registers' and 'spilled_bytes' (of a thread);
-        'resident_warps', for which a multiprocessor has room; 'access_bytes', the widest of a
-        thread; and 'instructions', which a thread executes for an element of the tensor, those of
-        threads without elements included; None of kernels that merge what programs have left.
+        'resident_warps', for which a multiprocessor has room; 'access_bytes', which a thread mostly
+        reads or writes at a time; and 'instructions', which it executes for an element of the
+        tensor, those of threads without elements included; None of kernels that merge what
+        programs have left.
     """
     for capability in capabilities:
         for stage, shape in enumerate(stage_shapes(case), start=1):
@@ -137,7 +140,7 @@ def _describe(launch: Launch, elements: int, dtype: torch.dtype) -> dict:
         registers=code.registers, spilled_bytes=code.stack,
         resident_warps=resident_warps(launch.warps, code.registers),
         instructions=instructions(launch, code, elements, dtype.itemsize),
-        access_bytes=max(_bytes(text) for _, text in code.instructions))
+        access_bytes=access_bytes(code))
 
 
 def disassemble(binary: bytes) -> Code:
@@ -159,6 +162,18 @@ def resident_warps(warps: int, registers: int) -> int:
     return warps * min(REGISTERS // of_warp // warps, WARPS // warps, PROGRAMS)
 
 
+def loops(code: Code) -> list[list[str]]:
+    """Return the instructions of each loop."""
+    places = {address: place for place, (address, _) in enumerate(code.instructions)}
+    found = []
+    for place, (_, text) in enumerate(code.instructions):
+        back = BACK.search(text)
+        start = places[int(back[1], 16)] if back else place
+        if start < place:  # and not the branch to itself behind the end
+            found.append([text for _, text in code.instructions[start:place + 1]])
+    return found
+
+
 def instructions(launch: Launch, code: Code, elements: int, itemsize: int) -> float | None:
     """Return the instructions that a thread executes for an element.
 
@@ -168,15 +183,17 @@ def instructions(launch: Launch, code: Code, elements: int, itemsize: int) -> fl
     if launch.kernel in MERGING:
         return None
     of_thread = elements / launch.programs / (32 * launch.warps)
-    places = {address: place for place, (address, _) in enumerate(code.instructions)}
-    executed = len(code.instructions)
-    for place, (_, text) in enumerate(code.instructions):
-        back = BACK.search(text)
-        start = places[int(back[1], 16)] if back else place
-        if start < place:  # and not the branch to itself behind the end
-            body = [text for _, text in code.instructions[start:place + 1]]
-            executed += len(body) * (of_thread / _elements(body, itemsize) - 1)
-    return executed / of_thread
+    return (len(code.instructions) + sum(
+        len(body) * (of_thread / _elements(body, itemsize) - 1) for body in loops(code))
+    ) / of_thread
+
+
+def access_bytes(code: Code) -> int:
+    """Return at how many bytes a thread reads and writes most, in loops if there are any."""
+    moved = Counter()
+    for text in chain(*loops(code)) if loops(code) else (text for _, text in code.instructions):
+        moved[_bytes(text)] += _bytes(text)
+    return max(moved, key=moved.get)
 
 
 def _elements(body: list[str], itemsize: int) -> float:
