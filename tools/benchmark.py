@@ -92,7 +92,7 @@ def common_options(batch: int) -> argparse.ArgumentParser:
     options.add_argument('--threads', type=positive,
                          help="on the CPU; PyTorch's choice by default")
     options.add_argument('--out', type=Path, metavar='FILE',
-                         help='write FILE.json, and a plot into FILE.png')
+                         help='write FILE.json, and a plot into FILE.png where there is one')
     return options
 
 
@@ -156,7 +156,7 @@ def benchmark_operator(args: argparse.Namespace) -> None:
     title = describe(args, f'{subject} by {implementation_name(args, case)!r}')
     rows = measure(args, measure_operator(case), title, operator_table)
     print(*operator_lines(rows), sep='\n')
-    write(args, title, rows, operator_plot)
+    write(args, title, rows, None if args.sweep else operator_plot)
 
 
 def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) -> None:
@@ -167,9 +167,10 @@ def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) ->
     if triton_launch.INTERPRETED:
         sys.exit('error: TRITON_INTERPRET is set, with which nothing is compiled: unset it')
     try:
-        from sa_mmdet.benchmark.compiled import compile_operator
+        from triton import knobs  # noqa: F401
     except ImportError as error:
         sys.exit(f'error: {error}: --compile-only needs Triton 3.4 or newer, pip install triton')
+    from sa_mmdet.benchmark.compiled import compile_operator
     rows = measure(args, compile_operator(case), title, compiled_table)
     print(*compiled_lines(rows), sep='\n')
     write(args, title, rows)

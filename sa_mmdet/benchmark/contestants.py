@@ -80,7 +80,7 @@ def contestants(backbone: dict, formula: bool = True) -> dict[str, dict]:
         raise ValueError(f'the backbone must be SAResNet or AttentionResNet, got {name}')
     backbone = {key: value for key, value in backbone.items() if key != 'channels_last'}
     plain = {key: value for key, value in backbone.items()
-             if key not in ('attention', 'convert_weights')}
+             if key not in AttentionResNet.own_arguments}
     plain.update(type='ResNet', init_cfg=None)
     competing = {BASELINE: plain,
                  kind.__name__: dict(backbone, init_cfg=None, convert_weights=True)}

@@ -24,7 +24,7 @@ FLOORS = {False: {FORWARD: ('clone', 2), BACKWARD: ('clone + add', 5)},
 # of Triton's kernels, by whether the layout is channels_last: what a sweep puts into a ``Plan``
 PLANS = {False: [dict(elements_a_warp=elements) for elements in (256, 512, 1024)],
          True: [dict(columns=columns, warps=warps) for columns in (32, 64, 128)
-                for warps in (1, 2, 4, 8)]}
+                for warps in (2, 4, 8) if columns <= 16 * warps]}  # with fewer warps moments spill
 
 # A CUDA graph is to move so many bytes, a millisecond and also about the memory that it takes, in
 # no more than so many calls; in more, up to MAX_SETS, only to leave nothing in the cache.

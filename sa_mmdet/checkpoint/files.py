@@ -128,7 +128,7 @@ def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
     cfg = copy.deepcopy(cfg)
     if issubclass(MODELS.get(cfg.type), AttentionResNet):
         cfg.type = 'mmdet.ResNet'
-        for key in ('attention', 'convert_weights'):
+        for key in AttentionResNet.own_arguments:
             cfg.pop(key, None)
     if cfg.get('plugins'):
         cfg.plugins = [plugin for plugin in cfg.plugins

@@ -3,7 +3,7 @@
 A program takes some channels of a chunk of an image's pixels: moments all of these at once, the
 others ROWS at a time. What only a whole plane knows is summed up between two kernels: moments,
 statistics, output in the forward pass; gradient_moments, gradient_sums, gradient in the backward
-pass. No number is a constant that a map's size decides, but for moments: one compilation is enough.
+pass. They are not compiled for a map's size, but for moments, which is for two sizes of chunks.
 
 The shuffle interleaves the two halves of the channels. So a program takes CHANNELS neighbours of
 each half and interleaves them when it reads z; from there on its columns are in the order of the
@@ -114,11 +114,11 @@ def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constex
     tl.store(moments_ptr + 2 * channels, tl.sum(deviation * deviation, 0), mask=exists)
 
 
-@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'size'])
+@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'chunk_pixels'])
 def statistics_kernel(
         moments_ptr, stats_ptr, affine_ptr, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
-        channels, p, area, chunks, size, eps, bn_eps, BATCH_NORM: tl.constexpr,
+        channels, p, area, chunks, chunk_pixels, eps, bn_eps, BATCH_NORM: tl.constexpr,
         CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
     """(N, C, 2), mean and variance of the planes, of CHUNKS chunks at a time; and affine."""
     n = tl.program_id(0).to(tl.int64)
@@ -132,7 +132,7 @@ def statistics_kernel(
         chunk = first + tl.arange(0, CHUNKS)
         exist = (chunk < chunks)[:, None] & exists[None, :]
         at = moments_ptr[None, :] + (chunk * 3 * channels)[:, None]
-        pixels = tl.minimum(area - chunk * size, size).to(tl.float64)[:, None]
+        pixels = tl.minimum(area - chunk * chunk_pixels, chunk_pixels).to(tl.float64)[:, None]
         distance = tl.load(at, mask=exist, other=0).to(tl.float64) - first_center[None, :]
         distance = tl.where(exist, distance, 0.0)
         deviation = tl.load(at + channels, mask=exist, other=0).to(tl.float64)
@@ -154,9 +154,9 @@ def statistics_kernel(
                   slope, offset)
 
 
-@triton.jit(do_not_specialize=['area', 'chunks', 'size'])
+@triton.jit(do_not_specialize=['area', 'chunks', 'chunk_pixels'])
 def output_kernel(
-        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, size,
+        z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, chunk_pixels,
         BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, ROWS: tl.constexpr,
         CHANNELS: tl.constexpr):
     """The output."""
@@ -168,8 +168,8 @@ def output_kernel(
     y_ptr += n * area * channels + column
     if ADD_RELU:
         identity_ptr += n * area * channels + column
-    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
-        pixel = chunk * size + row
+    for row in range(0, tl.maximum(chunk_pixels, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * chunk_pixels + row
         z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
         x, gate, _complement, _deviation = gated(
             z, center, scale, shift, slope, offset, BATCH_NORM)
@@ -187,13 +187,13 @@ def _source(column, channels):
     return column // 2 + column % 2 * (channels // 2)
 
 
-@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'size'])
+@triton.jit(do_not_specialize=['p', 'area', 'chunks', 'chunk_pixels'])
 def gradient_moments_kernel(
         dy_ptr, z_ptr, out_ptr, stats_ptr, didentity_ptr, moments_ptr, cweight_ptr, cbias_ptr,
         sweight_ptr, sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
-        bn_variance_ptr, channels, p, area, chunks, size, eps, bn_eps, BATCH_NORM: tl.constexpr,
-        ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr, ROWS: tl.constexpr,
-        CHANNELS: tl.constexpr):
+        bn_variance_ptr, channels, p, area, chunks, chunk_pixels, eps, bn_eps,
+        BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
+        ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
 
     The latter in the order of the output.
@@ -216,8 +216,8 @@ def gradient_moments_kernel(
             didentity_ptr += n * area * channels + column
     bias = tl.zeros([ROWS, 2 * CHANNELS], tl.float32)
     weight, total, moment = bias, bias, bias
-    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
-        pixel = chunk * size + row
+    for row in range(0, tl.maximum(chunk_pixels, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * chunk_pixels + row
         dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
         if ADD_RELU:
             out = _load(out_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
@@ -252,17 +252,18 @@ def gradient_sums_kernel(
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = column < channels
     moments_ptr += n * chunks * 4 * channels + column
-    bias = tl.zeros([CHANNELS], tl.float32)
+    # summed up behind the loop: Triton 3.0 and 3.1 abort on sums of two uses in it
+    bias = tl.zeros([CHUNKS, CHANNELS], tl.float32)
     weight, total, moment = bias, bias, bias
     for first in range(0, chunks, CHUNKS):
         chunk = first + tl.arange(0, CHUNKS)
         exist = (chunk < chunks)[:, None] & exists[None, :]
         at = moments_ptr[None, :] + (chunk * 4 * channels)[:, None]
-        bias += tl.sum(tl.load(at, mask=exist, other=0), 0)
-        weight += tl.sum(tl.load(at + channels, mask=exist, other=0), 0)
+        bias += tl.load(at, mask=exist, other=0)
+        weight += tl.load(at + channels, mask=exist, other=0)
         if BATCH_NORM:
-            total += tl.sum(tl.load(at + 2 * channels, mask=exist, other=0), 0)
-            moment += tl.sum(tl.load(at + 3 * channels, mask=exist, other=0), 0)
+            total += tl.load(at + 2 * channels, mask=exist, other=0)
+            moment += tl.load(at + 3 * channels, mask=exist, other=0)
 
     c = _source(column, channels)
     plane = n * channels + c
@@ -272,8 +273,9 @@ def gradient_sums_kernel(
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM)
     mean_dlogit, linear, constant = gradient_sums(
-        bias, weight, total, moment, sums_ptr + (4 if BATCH_NORM else 2) * plane, c, exists, p,
-        area, eps, residual, scale, shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
+        tl.sum(bias, 0), tl.sum(weight, 0), tl.sum(total, 0), tl.sum(moment, 0),
+        sums_ptr + (4 if BATCH_NORM else 2) * plane, c, exists, p, area, eps, residual, scale,
+        shift, slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM)
     _store_affine(affine_ptr, n, column, exists, channels, center, scale, shift, slope, offset)
     affine_ptr += n * 8 * channels + column
     tl.store(affine_ptr + 5 * channels, mean_dlogit, mask=exists)
@@ -281,10 +283,10 @@ def gradient_sums_kernel(
     tl.store(affine_ptr + 7 * channels, constant, mask=exists)
 
 
-@triton.jit(do_not_specialize=['area', 'chunks', 'size'])
+@triton.jit(do_not_specialize=['area', 'chunks', 'chunk_pixels'])
 def gradient_kernel(
-        dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, size, BATCH_NORM: tl.constexpr,
-        ROWS: tl.constexpr, CHANNELS: tl.constexpr):
+        dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, chunk_pixels,
+        BATCH_NORM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
     """dz; dy is didentity where there is one."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
@@ -297,8 +299,8 @@ def gradient_kernel(
     z_ptr += n * area * channels + source
     dz_ptr += n * area * channels + source
     dy_ptr += n * area * channels + column
-    for row in range(0, tl.maximum(size, ROWS), ROWS):  # once at least: saves registers
-        pixel = chunk * size + row
+    for row in range(0, tl.maximum(chunk_pixels, ROWS), ROWS):  # once at least: saves registers
+        pixel = chunk * chunk_pixels + row
         dy = _load(dy_ptr, exists, pixel, area, channels, ROWS).to(tl.float32)
         z = _load_shuffled(z_ptr, source_exists, pixel, area, channels, ROWS).to(tl.float32)
         direct, dlogit, deviation = through(

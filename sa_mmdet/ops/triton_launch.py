@@ -181,8 +181,8 @@ class _Kernels:
     def forward_channels_last(self, z: Tensor, identity: Tensor | None, y: Tensor, stats: Tensor):
         from . import triton_channels_last as kernels
         plan = FORWARD[z.itemsize]
-        columns, rows, chunk = channels_last_plan(self.channels, self.area, z.itemsize, plan)
-        chunks = -(-self.area // chunk)
+        columns, rows, chunk, chunks = channels_last_plan(
+            self.channels, self.area, z.itemsize, plan)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 3 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
@@ -200,8 +200,8 @@ class _Kernels:
                                dz: Tensor, didentity: Tensor, sums: Tensor):
         from . import triton_channels_last as kernels
         plan = BACKWARD[z.itemsize]
-        columns, rows, chunk = channels_last_plan(self.channels, self.area, z.itemsize, plan)
-        chunks = -(-self.area // chunk)
+        columns, rows, chunk, chunks = channels_last_plan(
+            self.channels, self.area, z.itemsize, plan)
         over_pixels, merging = self._grids(columns, chunks)
         moments = z.new_empty(self.images * chunks * 4 * self.channels, dtype=torch.float32)
         affine = z.new_empty(self.images * 8 * self.channels, dtype=torch.float32)
@@ -276,12 +276,16 @@ def contiguous_plan(area: int, plan: Plan) -> tuple[int, int, int]:
 
 @cache
 def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
-                       ) -> tuple[int, int, int]:
-    """Return how many channels a program takes, how many pixels at a time, and how many in all."""
+                       ) -> tuple[int, int, int, int]:
+    """Return the channels that a program takes, its pixels at a time, and in all; the programs.
+
+    The last are those that an image's pixels make, the chunks.
+    """
     columns = min(plan.columns, _power_of_two(channels))
     rows = plan.warps * 32 * 16 // itemsize // columns
     chunk = min(max(SMALLEST_CHUNK, _power_of_two(area // 32 + 1) // 2), CHUNK)
-    return columns, rows, max(rows, chunk)
+    chunk = max(rows, chunk)
+    return columns, rows, chunk, -(-area // chunk)
 
 
 def _power_of_two(number: int) -> int:

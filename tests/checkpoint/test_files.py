@@ -74,6 +74,15 @@ def test_plain_classifiers(tmp_path, resnet, converted, prefix, others):
     assert sorted(os.listdir(tmp_path)) == ['a.pth', 'b.pth']
 
 
+def test_a_backbone_in_channels_last(tmp_path, resnet, converted):
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = '{SA}'\nmodel = dict(backbone=dict(channels_last=True))\n")
+    torch.save(resnet.state_dict(), tmp_path / 'a.pth')
+    output, checkpoint = converted(config, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
+    assert output.count('largest difference') == 4
+    assert_backbone(checkpoint['state_dict'], resnet)
+
+
 def test_authors_classifier_keeps_its_attention(tmp_path, converted):
     model = randomised(SAResNet(50))
     state = {f'module.{key}': value for key, value in model.state_dict().items()}

@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 import torch
-from mmcv.ops import RoIAlign
+from mmcv.ops import ModulatedDeformConv2dPack, RoIAlign
 from mmdet.models.backbones import ResNet
 
 from networks import image, randomised, retinanet
@@ -87,6 +87,25 @@ def test_a_detector_has_one_line_of_config():
                     1e-3)
 
 
+def test_a_backbone_may_return_one_map():
+    convolution = torch.nn.Conv2d(4, 8, 3)
+    in_channels_last(convolution)
+    assert is_channels_last(convolution.weight)
+    assert convolution(torch.randn(2, 4, 5, 5)).shape == (2, 8, 3, 3)
+    assert convolution(torch.randn(2, 4, 5, 5)).is_contiguous()
+
+
+def test_gradients_have_the_strides_of_parameters():
+    """Else DistributedDataParallel copies them, and warns."""
+    backbone = randomised(SAResNet(50, channels_last=True))
+    run(backbone)
+    for name, parameter in backbone.named_parameters():
+        if parameter.grad is not None and parameter.shape[2:] != (1, 1):
+            assert parameter.grad.stride() == parameter.stride(), name
+        if '.sa.' in name:
+            assert parameter.is_contiguous()
+
+
 def test_mmcvs_operators_are_the_reason():
     """Whoever finds this fail: mmcv takes channels_last now, and the features can stay so."""
     features = torch.randn(1, 8, 16, 16)
@@ -100,6 +119,11 @@ def test_deformable_convolutions_are_refused():
     dcn = dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True))
     with pytest.raises(ValueError, match=r'layer2\.0\.conv2, a ModulatedDeformConv2dPack.*or dcn'):
         SAResNet(50, channels_last=True, **dcn)
+    class Subclass(ModulatedDeformConv2dPack):
+        pass
+
+    with pytest.raises(ValueError, match='a Subclass'):
+        in_channels_last(torch.nn.Sequential(Subclass(8, 8, 3)))
     SAResNet(50, channels_last=True, **{**dcn, 'stage_with_dcn': (False, ) * 4})
     with pytest.raises(TypeError, match='channels_last must be'):
         SAResNet(50, channels_last='yes')

@@ -39,6 +39,14 @@ def test_planes_larger_than_a_triton_program(dtype, size, monkeypatch):
           random_input(shape, dtype, seed=2))
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_more_chunks_than_are_merged_at_a_time(dtype, monkeypatch):
+    monkeypatch.setattr(triton_launch, 'MERGED_CHUNKS', 4)  # of 11
+    shape = 2, 6, 33, 41
+    check('triton', random_input(shape, dtype, 'channels_last', shift=3), random_parameters(3), 1,
+          random_input(shape, dtype, 'channels_last', seed=2))
+
+
 @pytest.mark.parametrize('implementation', ['cpu', 'triton'])
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('dy_layout', LAYOUTS)

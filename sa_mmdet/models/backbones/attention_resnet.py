@@ -47,6 +47,8 @@ class AttentionResNet(ResNet):
             cannot be converted.
     """
 
+    # the arguments that ``mmdet.ResNet`` does not have
+    own_arguments = ('attention', 'convert_weights', 'channels_last')
     arch_settings = {
         depth: setting
         for depth, setting in ResNet.arch_settings.items() if setting[0] is Bottleneck
