@@ -277,7 +277,7 @@ def test_a_sweep_calls_the_operator_with_each_plan(monkeypatch, pass_, table, ch
 def test_plans_can_be_launched(changes):
     plan = triton_launch.FORWARD[2]._replace(**changes)
     for area in (1, 49, 1050, 4200, 67200, 10**6):
-        planes, block, warps = triton_launch.contiguous_plan(area, plan)
+        _, block, warps = triton_launch.contiguous_plan(area, plan)
         assert 1 <= warps <= 32
         assert area <= block or block % (32 * warps * 8) == 0  # 16 bytes a thread
         for itemsize in (2, 4):
