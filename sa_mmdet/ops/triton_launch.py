@@ -1,9 +1,10 @@
 """The Triton implementation: float32, bfloat16 and float16 on CUDA, computed in float32.
 
 Tested on a GPU and in Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors
-if forced. The plans below are from a sweep on an H200 (docs/performance.md). Every program writes
-what is its own and the sums over programs have a fixed order: there is no atomic operation in whose
-order results could differ. Nor do they depend on other images.
+if forced. The plans below are from a sweep on an H200 and from what kernels compile to
+(docs/performance.md). Every program writes what is its own and the sums over programs have a fixed
+order: there is no atomic operation in whose order results could differ. Nor do they depend on other
+images.
 """
 import math
 import os
