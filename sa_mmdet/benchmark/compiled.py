@@ -191,7 +191,7 @@ def instructions(launch: Launch, code: Code, elements: int, itemsize: int) -> fl
 def access_bytes(code: Code) -> int:
     """Return at how many bytes a thread reads and writes most, in loops if there are any."""
     moved = Counter()
-    for text in chain(*loops(code)) if loops(code) else (text for _, text in code.instructions):
+    for text in chain(*(loops(code) or [[text for _, text in code.instructions]])):
         moved[_bytes(text)] += _bytes(text)
     return max(moved, key=moved.get)
 

@@ -9,7 +9,7 @@ from mmdet.models.backbones.resnet import ResNet
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-from sa_mmdet.benchmark.contestants import ShuffleAttentionFormula
+from sa_mmdet.benchmark.contestants import ShuffleAttentionFormula, contestants
 from sa_mmdet.benchmark.train import (
     TrainCase,
     build_detectors,
@@ -74,6 +74,11 @@ def test_steps_are_equal_and_leave_the_weights(channels_last):
         assert losses[3] == pytest.approx(losses[0], rel=1e-3)
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert losses[2] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_the_layout_is_the_cases_whatever_the_config_says():
+    backbone = dict(type='SAResNet', depth=50, channels_last=True)
+    assert not any('channels_last' in cfg for cfg in contestants(backbone).values())
 
 
 def test_a_step_updates_as_the_config_says():

@@ -19,8 +19,8 @@ def in_channels_last(backbone: nn.Module) -> None:
     for name, module in backbone.named_modules():
         if any(kind.__module__.startswith('mmcv.ops') for kind in type(module).__mro__):
             raise ValueError(
-                f'channels_last does not go with {name}, a {type(module).__name__}: the operators '
-                'of mmcv read contiguous maps only; leave out channels_last, or dcn')
+                f'channels_last does not go with {name or "it"}, a {type(module).__name__}: the '
+                'operators of mmcv read contiguous maps only; leave out channels_last, or dcn')
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):  # the operator's parameters are contiguous, as their
             module.to(memory_format=torch.channels_last)  # gradients, for DistributedDataParallel
