@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | dropin | docs | linkcheck | lint | install
+# make quickstart | test | test-slow | dropin | docs | linkcheck | lint | install | wheels
 #     STACK=openmmlab|onedl   PYTHON=python3
 # dropin tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
@@ -17,7 +17,7 @@ endif
 VENV := .venv/$(STACK)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow dropin docs linkcheck lint install clean
+.PHONY: quickstart test test-slow dropin docs linkcheck lint install wheels clean
 
 quickstart: install
 	$(RUN) tools/quickstart.py $(ARGS)
@@ -42,11 +42,19 @@ linkcheck: install
 lint: install
 	$(RUN) -m ruff check .
 
+# All that install takes from the package index, for a machine that does not reach it.
+wheels: install
+	$(RUN) -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels -r requirements/build.txt \
+		-r requirements/common.txt -r requirements/imagenet.txt -r requirements/test.txt \
+		-r requirements/docs.txt -r requirements/torchvision.txt -r $(VENV)/requirements.txt
+	$(RUN) -m pip download --dest wheels -r requirements/torch.txt -c requirements/build.txt
+	$(RUN) tools/install_mmcv.py $$(grep mmcv requirements/$(STACK).txt) --wheel-dir wheels
+
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements/build.txt requirements/torch.txt requirements/common.txt requirements/test.txt \
 		requirements/docs.txt requirements/imagenet.txt requirements/torchvision.txt \
-		requirements/$(STACK).txt tools/install.sh pyproject.toml setup.py \
+		requirements/$(STACK).txt tools/install.sh tools/install_mmcv.py pyproject.toml setup.py \
 		$(wildcard sa_mmdet/ops/csrc/*)
 	PYTHON="$(PYTHON)" tools/install.sh $(STACK) $(VENV)
 	@touch $@

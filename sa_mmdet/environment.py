@@ -1,9 +1,12 @@
 """The check, at import, that what sa_mmdet stands on is there."""
 import importlib
 import platform
+import sys
+import warnings
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 
 from packaging.version import Version
 
@@ -12,13 +15,16 @@ MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmde
 MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its names by the stack
 MMPRETRAIN_PARTS = ('datasets', 'models', 'evaluation', 'engine')  # what registers its classes
 
-HOW_TO_INSTALL = ('Install one of the two supported stacks, as the README says under '
-                  '"Installation": `make install` in the repository, or by hand torch, then '
-                  '`mmengine mmcv==2.1.0 mmdet` or `onedl-mmengine onedl-mmcv onedl-mmdetection`.')
+HOW_TO_INSTALL = ('Install one of the two supported stacks, as docs/use.md says under '
+                  '"Installation": `make install` in the repository, or by hand torch, '
+                  '`mmengine mmdet==3.3.0 "setuptools<81"` or `onedl-mmengine onedl-mmdetection`, '
+                  'and then mmcv by tools/install_mmcv.py.')
 
 
 def check_environment() -> None:
     """Import torch, mmengine, mmcv and mmdet, in this order.
+
+    It warns where there is a GPU for which mmcv's operators were not compiled.
 
     Raises:
         ImportError: one is missing, too old, refused by MMDetection, or mmcv lacks its operators.
@@ -95,10 +101,22 @@ def _check_operators() -> None:
             raise ImportError(
                 f'{_torchvision_problem(error)}. MMDetection imports MMPretrain where that is '
                 'installed: without it there is no need of torchvision') from error
-        if '_ext' not in str(error):
+        if '_ext' not in f'{error} {getattr(error, "path", "")}':  # a library it needs is missing
             raise
         raise ImportError(
             f'mmcv is installed without operators that work with this torch ({error}): it is '
-            'mmcv-lite, or was built before torch, or for another torch. Uninstall it, then '
-            '`pip install --no-build-isolation --no-cache-dir mmcv==2.1.0` (or onedl-mmcv) with '
-            '"setuptools<81", wheel, ninja and psutil installed.') from error
+            'mmcv-lite, or was built before torch, or for another torch, or with CUDA where torch '
+            f'is not. Install it anew: {_install_mmcv()}') from error
+    torch, operators = map(importlib.import_module, ('torch', 'mmcv.ops'))
+    if (torch.version.cuda and torch.cuda.is_available()
+            and operators.get_compiling_cuda_version() == 'not available'):
+        warnings.warn(
+            "mmcv's operators are compiled for the CPU alone: on the GPU, RoIAlign and NMS will "
+            f'fail. Install them with CUDA: {_install_mmcv()}', RuntimeWarning, stacklevel=4)
+
+
+def _install_mmcv() -> str:
+    """Return the command that installs an mmcv that works."""
+    tool = Path(__file__).parents[1] / 'tools/install_mmcv.py'
+    installed = Path(__file__).with_name('.mim') / 'tools/install_mmcv.py'
+    return f'{sys.executable} {tool if tool.exists() else installed}'

@@ -82,8 +82,8 @@ def script_of(page, slow=False):
 
 def dry(command):
     """What installs is only tried."""
-    return command.replace('make', 'make -n', 1) if command.startswith('make ') else (
-        command.replace('pip install', 'pip install --dry-run', 1))
+    command = re.sub(r'^((?:\w+=\S+ )*)make ', r'\1make -n ', command)
+    return command.replace('pip install', 'pip install --dry-run', 1)
 
 
 # What the pages take as given

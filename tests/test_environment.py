@@ -2,9 +2,14 @@
 import os
 import subprocess
 import sys
+import warnings
 from importlib.util import find_spec
 
+import mmcv.ops
 import pytest
+import torch
+
+from sa_mmdet import environment
 
 
 def import_error(code: str, pythonpath='') -> subprocess.CompletedProcess:
@@ -81,7 +86,6 @@ def test_mmpretrain_itself_without_torchvision(tmp_path):
 
 
 def test_no_mmpretrain(monkeypatch):
-    from sa_mmdet import environment
     monkeypatch.setattr(environment, 'find_spec', lambda name: None)
     for stack, package in (('openmmlab', ' mmpretrain,'), ('onedl', ' onedl-mmpretrain,')):
         monkeypatch.setattr(environment, 'stack', lambda stack=stack: stack)
@@ -89,14 +93,46 @@ def test_no_mmpretrain(monkeypatch):
         assert f'which is not installed: pip install --no-deps{package}' in problem
 
 
-@pytest.mark.parametrize('break_', [
-    "sys.modules['mmcv._ext'] = None",
-    "open('{0}/_ext.py', 'w').write('raise ImportError(\"_ext.so: undefined symbol\")')\n"
-    "import mmcv; mmcv.__path__.insert(0, '{0}')",
-], ids=['missing', 'of_another_torch'])
-def test_mmcv_without_operators(tmp_path, break_):
-    result = import_error(break_.format(tmp_path))
+LIBRARY = 'libc10_cuda.so: cannot open shared object file: No such file or directory'
+
+
+@pytest.mark.parametrize('error', [
+    'ImportError("_ext.so: undefined symbol")',
+    f'ImportError("{LIBRARY}", name="_ext", path="mmcv/_ext.cpython-311.so")',
+    'ModuleNotFoundError("No module named \'mmcv._ext\'")',
+], ids=['of_another_torch', 'with_cuda_under_a_torch_for_the_cpu', 'lite'])
+def test_mmcv_without_operators(tmp_path, error):
+    (tmp_path / '_ext.py').write_text(f'raise {error}')
+    result = import_error(f"import mmcv; mmcv.__path__.insert(0, '{tmp_path}')")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: mmcv is installed without operators that work')
-    assert 'pip install --no-build-isolation' in last
+    assert_can_be_run(last.split('Install it anew: ')[1])
+
+
+def assert_can_be_run(command):
+    python, script = command.split()
+    assert os.access(python, os.X_OK)
+    assert script.endswith('/tools/install_mmcv.py')
+    assert os.path.exists(script)
+
+
+@pytest.mark.parametrize(('cuda', 'available', 'compiled_with', 'warns'), [
+    ('13.0', True, 'not available', True),
+    ('13.0', True, '13.0', False),
+    ('13.0', False, 'not available', False),
+    (None, True, 'not available', False),  # ROCm
+], ids=['cpu_alone', 'with_cuda', 'no_gpu', 'rocm'])
+def test_mmcv_for_the_cpu_where_there_is_a_gpu(
+        monkeypatch, cuda, available, compiled_with, warns):
+    monkeypatch.setattr(torch.version, 'cuda', cuda)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: available)
+    monkeypatch.setattr(mmcv.ops, 'get_compiling_cuda_version', lambda: compiled_with)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        environment.check_environment()
+    said = [str(warning.message) for warning in caught
+            if warning.category is RuntimeWarning and 'for the CPU alone' in str(warning.message)]
+    assert len(said) == warns
+    if warns:
+        assert_can_be_run(said[0].split('Install them with CUDA: ')[1])

@@ -11,44 +11,39 @@ python=${PYTHON:-python3}
 root=$(cd "$(dirname "$0")/.." && pwd)
 log=$venv/install.log
 pip=("$venv/bin/python" -m pip --disable-pip-version-check install --no-build-isolation)
-mmcv=$(grep mmcv "$root/requirements/$stack.txt")
 
 fail() {
     echo "error: $1" >&2
     exit 1
 }
 
-# step NAME ADVICE COMMAND...: run a command into the log; on failure show the log's end and advice.
+# step NAME ADVICE COMMAND...: run a command into the log; on failure show its first error and advice.
 step() {
-    local name=$1 advice=$2
+    local name=$1 advice=$2 before
     shift 2
     echo "[$stack] $name"
     echo "=== $name: $*" >>"$log"
-    if ! "$@" >>"$log" 2>&1; then
-        tail -n 25 "$log" >&2
-        echo >&2
-        fail "installation failed at the step \"$name\"; whole log: $log
-$advice"
-    fi
+    before=$(wc -l <"$log")
+    "$@" >>"$log" 2>&1 || fail "$name: $(first_error "$before")
+$advice
+Log: $log"
 }
 
-has_gpu() { nvidia-smi -L >/dev/null 2>&1; }
-
-check_operators() {
-    "$venv/bin/python" - <<'EOF'
-import torch
-from mmcv.ops import nms
-device = 'cuda' if torch.cuda.is_available() else 'cpu'
-boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 30., 30.]], device=device)
-assert len(nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1]) == 2
-print('mmcv operators work on', device)
-EOF
+# first_error N: the first error in the log after line N; its last line if none says so.
+first_error() {
+    awk -v before="$1" '
+        NR > before && !error && !/subprocess-exited/ &&
+            tolower($0) ~ /(^|[^a-z])(error|fatal|no space left)([^a-z]|$)/ { error = $0 }
+        END { print error ? error : $0 }' "$log"
 }
 
-# pip may have kept an mmcv wheel that was built for another torch, or without CUDA: then build it anew.
-install_stack() {
-    "${pip[@]}" --no-deps -r "requirements/$stack.txt"
-    check_operators || "${pip[@]}" --no-deps --no-cache-dir --force-reinstall "$mmcv"
+# What must be free before torch is downloaded and unpacked, which with CUDA is 3 GB more.
+check_disk() {
+    local needed=4 free
+    ! nvidia-smi -L >/dev/null 2>&1 && [ "${FORCE_CUDA:-0}" != 1 ] || needed=10
+    free=$(($(df --output=avail -k "$venv" | tail -n 1) / 1000000))
+    [ -e "$venv"/lib/python3*/site-packages/torch ] || [ "$free" -ge "$needed" ] ||
+        fail "$needed GB are needed in $venv, $free are free: make room, or clone to a larger disk"
 }
 
 # torchvision belongs to one build of torch: that of the package index is made with CUDA, and where
@@ -70,13 +65,11 @@ check_machine() {
         fail "$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)"
     command -v "${CXX:-c++}" >/dev/null ||
         fail "no C++ compiler found, which mmcv's operators are built with: install g++ (Debian and Ubuntu: apt-get install g++)"
-    if has_gpu && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-        fail "there is an NVIDIA GPU but no nvcc, which mmcv's CUDA operators are built with: install the CUDA toolkit 13.0 (that of the pinned torch), or set CUDA_HOME"
-    fi
 }
 
 check_machine
 mkdir -p "$venv"
+check_disk
 : >"$log"
 export CFLAGS="${CFLAGS:--g0}"  # debug information would only make the build longer
 network='Is the package index reachable? pip honours PIP_INDEX_URL and its other settings.'
@@ -89,17 +82,15 @@ step 'torch' "$network" "${pip[@]}" -r requirements/torch.txt -c requirements/bu
 step 'packages of both stacks' "$network" "${pip[@]}" --no-deps -r requirements/common.txt \
     -r requirements/imagenet.txt -r requirements/test.txt -r requirements/docs.txt
 step 'torchvision' "$network" install_torchvision
-step "MMEngine, MMDetection and $mmcv, whose operators are compiled (many minutes)" \
-    "$network
-mmcv needs a C++17 compiler, Python's headers (python3-dev) and about 2 GB of memory for each job: MAX_JOBS=1 builds with the least. On a GPU the CUDA toolkit must be that of torch; mmcv 2.1.0 predates CUDA 13, STACK=onedl does not." \
-    install_stack
+grep -v mmcv "requirements/$stack.txt" >"$venv/requirements.txt"
+step 'MMEngine and MMDetection' "$network" "${pip[@]}" --no-deps -r "$venv/requirements.txt"
+echo "[$stack] mmcv"
+"$venv/bin/python" tools/install_mmcv.py "$(grep mmcv "requirements/$stack.txt")" --log "$log"
 step 'sa_mmdet, whose operator is compiled (a minute)' \
     "With SA_MMDET_BUILD=0 it is installed without; the formula in PyTorch takes its place." \
     env SA_MMDET_BUILD="${SA_MMDET_BUILD:-1}" "${pip[@]}" --no-deps -e .
 step 'check' "Remove $venv and try again; if it happens again, the log says what does not import." \
     "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'
-step 'operators' "Remove $venv and the cached wheel (pip cache remove 'onedl_mmcv*' 'mmcv*'), then try again." \
-    check_operators
 "$venv/bin/python" -c 'import torchvision' 2>/dev/null || cat <<EOF
 [$stack] torchvision is not installed: that of the package index does not load beside this torch, which
 is another build. It is needed to train classifiers on ImageNet and for torchvision:// weights, and by

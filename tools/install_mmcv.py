@@ -1,0 +1,454 @@
+#!/usr/bin/env python
+"""Install mmcv with operators that work with this Python's torch.
+
+An mmcv that works is left alone. Otherwise it is taken from MMCV_WHEELS, then from what was
+compiled on this machine before, and else compiled: with CUDA where torch has it and a GPU is there.
+
+  MMCV_WHEELS           a folder or page of wheels, tried first
+  FORCE_CUDA=1          compile with CUDA although this machine has no GPU
+  TORCH_CUDA_ARCH_LIST  the GPUs' compute capabilities, such as "8.6;9.0"; else those that are there
+  CUDA_HOME             a CUDA toolkit; else the machine's, or the package index's compiler
+  MAX_JOBS              how many files are compiled at a time
+  XDG_CACHE_HOME        where the folder sa_mmdet with what was compiled is; else ~/.cache
+"""
+import argparse
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+try:
+    import torch
+except ImportError as error:
+    sys.exit(f'error: {error}: install torch first, for which mmcv is compiled')
+
+# Processor minutes and GB, as measured for mmcv 2.3.6 with GCC 12 and CUDA 13.0.
+MINUTES_OF_CPU, MINUTES_OF_CUDA, MINUTES_OF_ARCHITECTURE = 10, 12, 8
+GB_TO_BUILD, GB_OF_A_JOB = 2, 2
+
+COMPILER = ('nvidia-cuda-nvcc', 'nvidia-cuda-crt', 'nvidia-nvvm', 'nvidia-cuda-cccl')
+BUILD_TOOLS = {'setuptools': '<81', 'wheel': '', 'ninja': '', 'psutil': '', 'packaging': ''}
+
+# Fails where the operators do not load or compute; prints the CUDA version they were compiled with.
+CHECK = '''
+import torch
+from mmcv.ops import get_compiling_cuda_version, nms
+device = 'cuda' if torch.cuda.is_available() else 'cpu'
+boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 30., 30.]], device=device)
+version = get_compiling_cuda_version()
+assert len(nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1]) == 2, 'nms is wrong'
+print(version)
+'''
+
+# What mmcv's CUDA files include and call.
+TRIAL = '''
+#include <ATen/cuda/CUDAContext.h>
+__global__ void kernel(float* x) { x[0] = 1; }
+void launch(float* x) { kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(x); }
+'''
+
+
+class Problem(Exception):
+    """What stops the installation, as a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The mmcv to install: which one, and what it is compiled for."""
+    requirement: str  # such as onedl-mmcv==2.3.6
+    cuda: str | None = None  # such as 13.0; None for the CPU alone
+    architectures: tuple[str, ...] = ()  # compute capabilities, such as 8.6 and 9.0
+    given_log: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.requirement.partition('==')[0]
+
+    @property
+    def log(self) -> Path:
+        return self.given_log or self.folder / 'install.log'
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its wheel is kept, by Python, torch and GPUs, and where it is compiled."""
+        cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+        target = '_'.join((f'cu{self.cuda}', *self.architectures)) if self.cuda else 'cpu'
+        python = f'cp{sys.version_info.major}{sys.version_info.minor}'
+        version = self.requirement.replace('==', '-')
+        folder = cache / f'sa_mmdet/{version}_{python}_torch{torch.__version__}_{target}'
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('requirement', nargs='?', default=default_requirement(),
+                        help='such as onedl-mmcv==2.3.6; default: %(default)s')
+    parser.add_argument('--wheel-dir', type=Path, metavar='FOLDER', help='put the wheel there, for '
+                        'other machines, and install nothing')
+    parser.add_argument('--log', type=Path, help='file to which the output of pip is added')
+    args = parser.parse_args()
+    try:
+        cuda = cuda_version()
+        wanted = Wanted(args.requirement, cuda, cuda_architectures() if cuda else (), args.log)
+        if args.wheel_dir:
+            args.wheel_dir.mkdir(parents=True, exist_ok=True)
+            say(f'the wheel is {shutil.copy(compiled_wheel(wanted), args.wheel_dir)}')
+        else:
+            install(wanted)
+    except Problem as problem:
+        sys.exit(f'error: {problem}')
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted: what was compiled is kept, run the same command again to go on')
+
+
+def default_requirement() -> str:
+    """Return the installed mmcv with its version, or else that of the installed MMDetection."""
+    for name in ('onedl-mmcv', 'mmcv'):
+        if version := installed(name):
+            return f'{name}=={version}'
+    return 'onedl-mmcv' if installed('onedl-mmdetection') else 'mmcv==2.1.0'
+
+
+def installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def install(wanted: Wanted) -> None:
+    if not (problem := problem_of_installed(wanted)):
+        say(f'{wanted.requirement} is installed and works')
+        return
+    say(f'{wanted.requirement} is to be installed: {problem}')
+    if os.environ.get('MMCV_WHEELS') and install_from_page(wanted, os.environ['MMCV_WHEELS']):
+        return
+    wheel = compiled_wheel(wanted)
+    replace_installed(wanted, wheel)
+    if problem := problem_of_installed(wanted):
+        wheel.unlink()
+        raise Problem(f'{wanted.requirement} was compiled but does not work: {problem}')
+    say(f'{wanted.requirement} works; its wheel is kept in {wanted.folder}')
+
+
+def cuda_version() -> str | None:
+    """Return the CUDA version to compile with, such as '13.0'; None for the CPU alone."""
+    version, forced = torch.version.cuda, os.environ.get('FORCE_CUDA') == '1'
+    if forced and not version:
+        raise Problem(f'FORCE_CUDA=1, but torch {torch.__version__} is built for the CPU: install '
+                      'one with CUDA, or unset FORCE_CUDA')
+    if forced or torch.cuda.is_available():
+        return version
+    drivers = nvidia_smi('driver_version') if os.environ.get('CUDA_VISIBLE_DEVICES') != '' else []
+    if drivers and version:
+        raise Problem(
+            f'there is an NVIDIA GPU that torch {torch.__version__} cannot use: its driver is '
+            f'{drivers[0]}, CUDA {version} may need a newer one. Update it, or install for the CPU '
+            'alone by CUDA_VISIBLE_DEVICES= before the command')
+    if drivers:
+        say(f'note: torch {torch.__version__} is built for the CPU and does not use the GPU here')
+    return None
+
+
+def cuda_architectures() -> tuple[str, ...]:
+    """Return the compute capabilities to compile for, such as ('8.6', '9.0')."""
+    if wish := os.environ.get('TORCH_CUDA_ARCH_LIST'):
+        return tuple(re.split('[; ]+', wish.strip()))
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        found = ['{}.{}'.format(*torch.cuda.get_device_capability(device)) for device in devices]
+    else:
+        found = nvidia_smi('compute_cap')
+    if not found:
+        raise Problem('FORCE_CUDA=1 without a GPU: for which is to be compiled? Give the compute '
+                      'capabilities, such as TORCH_CUDA_ARCH_LIST=9.0 for H100 and H200, '
+                      'or "8.0;8.6" for A100 and RTX 30')
+    return tuple(sorted(set(found)))
+
+
+def nvidia_smi(field: str) -> list[str]:
+    """Return a field of each GPU; an empty list without a GPU or a driver."""
+    try:
+        done = subprocess.run(['nvidia-smi', f'--query-gpu={field}', '--format=csv,noheader'],
+                              capture_output=True, text=True)
+    except OSError:
+        return []
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def problem_of_installed(wanted: Wanted) -> str | None:
+    """Return why the installed mmcv is not the one that is wanted; None if it is.
+
+    Raises:
+        Problem: it imports what is not installed.
+    """
+    found, version = installed(wanted.name), wanted.requirement.partition('==')[2]
+    if found is None or version not in ('', found):
+        return f'{wanted.name} {found} is there' if found else f'{wanted.name} is not there'
+    done = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True)
+    if done.returncode:
+        problem = last_line(done.stderr)
+        if re.search(r"No module named '(?!mmcv)", problem):
+            raise Problem(f'{wanted.requirement} is installed and requires more: {problem}')
+        return problem
+    if wanted.cuda and last_line(done.stdout) == 'not available':
+        return f'its operators are compiled for the CPU alone, torch is for CUDA {wanted.cuda}'
+    return None
+
+
+def install_from_page(wanted: Wanted, page: str) -> bool:
+    """Install a wheel from a page or folder; return whether there is one and it works."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            pip(wanted, 'download', '--no-deps', '--no-index', '--only-binary', ':all:',
+                '--find-links', page, '--dest', folder, wanted.requirement)
+        except Problem as problem:
+            say(f'MMCV_WHEELS={page} has no wheel for this Python: {problem}')
+            return False
+        wheel = next(Path(folder).iterdir())
+        replace_installed(wanted, wheel)
+    problem = problem_of_installed(wanted)
+    say(f'{wheel.name} of MMCV_WHEELS {f"does not work here: {problem}" if problem else "works"}')
+    return not problem
+
+
+def replace_installed(wanted: Wanted, wheel: Path) -> None:
+    """Install a wheel, and remove first what else is imported as mmcv, which it would mix with."""
+    others = set(metadata.packages_distributions().get('mmcv', ())) - {wanted.name}
+    if others:
+        pip(wanted, 'uninstall', '--yes', *others)
+    pip(wanted, 'install', '--no-deps', '--no-index', '--force-reinstall', wheel)
+
+
+def compiled_wheel(wanted: Wanted) -> Path:
+    """Return the wheel that was compiled before, or compile it; one process at a time."""
+    with (wanted.folder / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f'waiting for another installation in {wanted.folder}')
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        return next(wanted.folder.glob('*.whl'), None) or build(wanted)
+
+
+def build(wanted: Wanted) -> Path:
+    """Compile mmcv from source; what an interrupted build compiled is used again."""
+    free = shutil.disk_usage(wanted.folder).free / 1e9
+    if free < GB_TO_BUILD:
+        raise Problem(f'compiling mmcv needs {GB_TO_BUILD} GB in {wanted.folder}, {free:.1f} are '
+                      'free: make room, or set XDG_CACHE_HOME to a folder on a larger disk')
+    cores = len(os.sched_getaffinity(0))
+    jobs = os.environ.get('MAX_JOBS') or str(max(1, min(cores, memory() // GB_OF_A_JOB)))
+    if not (jobs.isdigit() and int(jobs)):
+        raise Problem(f'MAX_JOBS={jobs}: must be a number of files to compile at a time')
+    env = os.environ | {'MAX_JOBS': jobs, 'CFLAGS': os.environ.get('CFLAGS', '-g0')}
+    env |= build_tools(wanted)
+    minutes, target = MINUTES_OF_CPU, 'the CPU'
+    if wanted.cuda:
+        env |= {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': ';'.join(wanted.architectures),
+                'CUDA_HOME': str(cuda_toolkit(wanted))}
+        minutes += MINUTES_OF_CUDA + MINUTES_OF_ARCHITECTURE * len(wanted.architectures)
+        target = f'compute capability {", ".join(wanted.architectures)}'
+    source = source_of(wanted)
+    say(f'compiling {wanted.requirement} for {target}: about '
+        f'{max(1, round(minutes / min(int(jobs), cores)))} minutes with {jobs} jobs on {cores} '
+        'cores; interrupted, the same command goes on where it was')
+    compile_wheel(wanted, source, env)
+    for name in ('source', 'cuda', 'tools'):
+        shutil.rmtree(wanted.folder / name, ignore_errors=True)
+    return next(wanted.folder.glob('*.whl'))
+
+
+def memory() -> int:
+    """Return this machine's memory in GB."""
+    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**9
+
+
+def build_tools(wanted: Wanted) -> dict[str, str]:
+    """Return the environment in which mmcv's build finds what it needs, installing what is missing.
+
+    It goes into a folder aside: an older setuptools may not be wanted in the environment itself.
+    """
+    tools = wanted.folder / 'tools'
+    missing = [f'{name}{bound}' for name, bound in BUILD_TOOLS.items() if not fits(name, bound)]
+    if missing and not tools.exists():
+        pip(wanted, 'install', '--target', tools, *missing)
+    return {'PATH': f'{tools / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
+            'PYTHONPATH': f'{tools}:{os.environ.get("PYTHONPATH", "")}'.rstrip(':')}
+
+
+def fits(name: str, bound: str) -> bool:
+    version = installed(name)
+    return bool(version) and (not bound or int(version.split('.')[0]) < int(bound[1:]))
+
+
+def source_of(wanted: Wanted) -> Path:
+    """Return the folder of mmcv's source, where it is compiled, so that its objects stay there."""
+    source = wanted.folder / 'source'
+    if not source.exists():
+        download = wanted.folder / 'download'
+        pip(wanted, 'download', '--no-deps', '--no-build-isolation', '--no-binary', ':all:',
+            '--dest', download, wanted.requirement)
+        shutil.unpack_archive(next(download.glob('*.tar.gz')), download)
+        download.rename(source)
+    return next(path for path in source.iterdir() if path.is_dir())
+
+
+def cuda_toolkit(wanted: Wanted) -> Path:
+    """Return a CUDA toolkit that compiles for this torch: the machine's or the package index's."""
+    cuda = wanted.cuda
+    for home in cuda_homes(cuda):
+        if not (version := toolkit_version(home)):
+            continue
+        if version != cuda:
+            problem = f'torch {torch.__version__} is for CUDA {cuda}'
+        elif not (problem := problem_of_toolkit(home, wanted.architectures)):
+            say(f'CUDA {cuda} is taken from {home}')
+            return home
+        say(f'CUDA {version} of {home} is not used: {problem}')
+    if int(cuda.split('.')[0]) < 13:
+        raise Problem(f'no compiler of CUDA {cuda}, which is that of torch {torch.__version__}: '
+                      'the package index has one from CUDA 13 on. Install the CUDA toolkit '
+                      f'{cuda} and set CUDA_HOME to it')
+    say(f'the compiler of CUDA {cuda} is taken from the package index')
+    pip(wanted, 'install', '--no-deps', *(f'{name}=={cuda}.*' for name in COMPILER))
+    home = toolkit_of_packages(wanted.folder / 'cuda')
+    if problem := problem_of_toolkit(home, wanted.architectures):
+        raise Problem(f'CUDA {cuda} of the package index does not compile here: {problem}')
+    return home
+
+
+def cuda_homes(cuda: str) -> list[Path]:
+    """Return where a CUDA toolkit may be, the first choice first."""
+    nvcc = shutil.which('nvcc')
+    homes = [os.environ.get('CUDA_HOME'), nvcc and Path(nvcc).resolve().parents[1],
+             f'/usr/local/cuda-{cuda}', '/usr/local/cuda']
+    return list(dict.fromkeys(Path(home).resolve() for home in homes if home))
+
+
+def toolkit_version(home: Path) -> str | None:
+    """Return the CUDA version of a toolkit, such as '13.0'; None if there is none."""
+    if not (home / 'include/cuda_runtime.h').exists():
+        return None
+    try:
+        done = subprocess.run([home / 'bin/nvcc', '--version'], capture_output=True, text=True)
+    except OSError:
+        return None
+    found = re.search(r'release (\d+\.\d+)', done.stdout)
+    return found and found[1]
+
+
+def toolkit_of_packages(home: Path) -> Path:
+    """Lay out the installed packages as a CUDA toolkit, which has lib64 and libraries named .so."""
+    packages = Path(metadata.distribution('nvidia-cuda-nvcc').locate_file('nvidia/cu13')).resolve()
+    shutil.rmtree(home, ignore_errors=True)
+    (home / 'lib64').mkdir(parents=True)
+    for name in ('bin', 'include', 'nvvm'):
+        (home / name).symlink_to(packages / name)
+    for library in (packages / 'lib').glob('lib*'):
+        (home / 'lib64' / re.sub(r'(\.so)\..*', r'\1', library.name)).symlink_to(library)
+    return home
+
+
+def problem_of_toolkit(home: Path, architectures: tuple[str, ...]) -> str | None:
+    """Compile and link a kernel as mmcv's are; return what the compiler says against it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, 'trial.cu')
+        source.write_text(TRIAL)
+        command = [
+            home / 'bin/nvcc', '-shared', '-Xcompiler', '-fPIC', '-std=c++17', source,
+            '-o', source.with_suffix('.so'), f'-L{home / "lib64"}', '-lcudart',
+            f'-I{Path(torch.__file__).parent / "include"}', f'-I{home / "include"}',
+            *(['-ccbin', os.environ['CC']] if 'CC' in os.environ else []),
+            *(f'-gencode=arch=compute_{number},code=sm_{number}' for number in
+              (re.sub(r'\.|\+PTX', '', one) for one in architectures))]
+        done = subprocess.run(command, capture_output=True, text=True)
+    return None if done.returncode == 0 else first_error(done.stderr)
+
+
+def compile_wheel(wanted: Wanted, source: Path, env: dict[str, str]) -> None:
+    """Compile mmcv and show how far it is."""
+    command = pip_command('wheel', '-v', '--no-deps', '--no-build-isolation', '--wheel-dir',
+                          wanted.folder, source)
+    with (wanted.log.open('a') as log,
+          subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           errors='replace', env=env) as process):
+        progress, lines = Progress(), []
+        for line in process.stdout:
+            log.write(line)
+            lines.append(line)
+            if found := re.match(r'\s*\[(\d+)/(\d+)\]', line):
+                progress.show(*map(int, found.groups()))
+    progress.end()
+    if process.returncode:
+        raise Problem(f'mmcv does not compile: {first_error("".join(lines))}\nIt needs a C++17 '
+                      f"compiler, Python's headers (python3-dev) and {GB_OF_A_JOB} GB of memory "
+                      f'for each job: MAX_JOBS=1 takes the least. Log: {wanted.log}')
+
+
+class Progress:
+    """A line of objects done: rewritten on a terminal, else a new one every minute."""
+
+    def __init__(self) -> None:
+        self.start = self.shown = time.monotonic()
+        self.terminal = sys.stdout.isatty()
+
+    def show(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self.terminal and now - self.shown < 60:
+            return
+        self.shown = now
+        text = f'{done} of {total} objects after {(now - self.start) / 60:.0f} minutes'
+        say(text, start='\r' if self.terminal else '', end='\x1b[K' if self.terminal else '\n')
+
+    def end(self) -> None:
+        if self.terminal:
+            print('\r\x1b[K', end='', flush=True)
+
+
+def pip_command(*args: object) -> list[str]:
+    return [sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)]
+
+
+def pip(wanted: Wanted, *args: object) -> None:
+    """Run pip with its output in the log.
+
+    Raises:
+        Problem: it fails; with what it says.
+    """
+    done = subprocess.run(pip_command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True, errors='replace')
+    with wanted.log.open('a') as log:
+        log.write(f'=== pip {" ".join(map(str, args))}\n{done.stdout}')
+    if done.returncode:
+        raise Problem(f'pip {args[0]} fails: {first_error(done.stdout)} (log: {wanted.log}; pip '
+                      'honours PIP_INDEX_URL and its other settings)')
+
+
+def first_error(output: str) -> str:
+    """Return the first line of a compiler or of pip that tells of an error."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    told = re.compile(r'\berror\b|\bfatal\b|No space left', re.IGNORECASE)
+    return next(filter(told.search, lines), lines[-1] if lines else 'it says nothing')
+
+
+def last_line(output: str) -> str:
+    return (output.strip().splitlines() or ['it says nothing'])[-1]
+
+
+def say(text: str, start: str = '', end: str = '\n') -> None:
+    print(f'{start}mmcv: {text}', end=end, flush=True)
+
+
+if __name__ == '__main__':
+    main()
