@@ -3,8 +3,8 @@
 # dropin tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
 #
-# With an NVIDIA GPU the default is onedl: mmcv 2.1.0 of the openmmlab stack predates the CUDA 13
-# that the pinned torch brings.
+# With an NVIDIA GPU the default is onedl, the maintained fork: mmcv 2.1.0 of the openmmlab stack
+# compiles with the CUDA 13 that the pinned torch brings, but has not been run with it.
 STACK ?= $(if $(shell nvidia-smi -L 2>/dev/null),onedl,openmmlab)
 PYTHON ?= python3
 ARGS ?=

@@ -1,6 +1,7 @@
 """The check, at import, that what sa_mmdet stands on is there."""
 import importlib
 import platform
+import shlex
 import sys
 import warnings
 from contextlib import suppress
@@ -16,9 +17,9 @@ MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its nam
 MMPRETRAIN_PARTS = ('datasets', 'models', 'evaluation', 'engine')  # what registers its classes
 
 HOW_TO_INSTALL = ('Install one of the two supported stacks, as docs/use.md says under '
-                  '"Installation": `make install` in the repository, or by hand torch, '
+                  '"Installation": `make install` in the repository, or by hand torch, then '
                   '`mmengine mmdet==3.3.0 "setuptools<81"` or `onedl-mmengine onedl-mmdetection`, '
-                  'and then mmcv by tools/install_mmcv.py.')
+                  'then mmcv')
 
 
 def check_environment() -> None:
@@ -83,14 +84,15 @@ def versions() -> dict[str, str]:
 def _check_package(package: str, minimum: str) -> None:
     if find_spec(package) is None:
         raise ImportError(f'sa_mmdet needs {package} >= {minimum}, which is not installed. '
-                          f'{HOW_TO_INSTALL}')
+                          f'{HOW_TO_INSTALL}: {_install_mmcv()}')
     try:
         version = importlib.import_module(package).__version__
     except AssertionError as error:  # how mmdet refuses an mmcv or mmengine
-        raise ImportError(f'{package} does not import: {error} {HOW_TO_INSTALL}') from error
+        raise ImportError(
+            f'{package} does not import: {error} {HOW_TO_INSTALL}: {_install_mmcv()}') from error
     if Version(version) < Version(minimum):
         raise ImportError(f'sa_mmdet needs {package} >= {minimum}, found {version}. '
-                          f'{HOW_TO_INSTALL}')
+                          f'{HOW_TO_INSTALL}: {_install_mmcv()}')
 
 
 def _check_operators() -> None:
@@ -116,7 +118,9 @@ def _check_operators() -> None:
 
 
 def _install_mmcv() -> str:
-    """Return the command that installs an mmcv that works."""
+    """Return the command that installs an mmcv that works, in a version that mmdet takes."""
     tool = Path(__file__).parents[1] / 'tools/install_mmcv.py'
-    installed = Path(__file__).with_name('.mim') / 'tools/install_mmcv.py'
-    return f'{sys.executable} {tool if tool.exists() else installed}'
+    if not tool.exists():
+        tool = Path(__file__).with_name('.mim') / 'tools/install_mmcv.py'
+    wanted = ['mmcv==2.1.0'] if stack() == 'openmmlab' else []
+    return shlex.join([sys.executable, str(tool), *wanted])

@@ -1,5 +1,6 @@
 """The check at import, in processes of its own."""
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ def test_missing_package(package):
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith(f'ImportError: sa_mmdet needs {package} >= ')
     assert 'which is not installed. Install one of the two supported stacks' in last
+    assert_can_be_run(last.split('then mmcv: ')[1])
 
 
 @pytest.mark.parametrize(('package', 'version', 'minimum'), [
@@ -111,7 +113,8 @@ def test_mmcv_without_operators(tmp_path, error):
 
 
 def assert_can_be_run(command):
-    python, script = command.split()
+    python, script, *requirement = shlex.split(command)
+    assert requirement in ([], ['mmcv==2.1.0'])
     assert os.access(python, os.X_OK)
     assert script.endswith('/tools/install_mmcv.py')
     assert os.path.exists(script)

@@ -64,7 +64,8 @@ class Machine:
         (folder / 'compiler').write_text(COMPILER.format(folder))
         (folder / 'compiler').chmod(0o755)
         (folder / 'wheels').mkdir()
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith('PIP_')}
+        self.env = {key: value for key, value in os.environ.items()
+                    if not key.startswith(('PIP_', 'MMCV_', 'CC', 'FORCE_', 'TORCH_', 'PYTHON'))}
         self.env |= dict(
             PIP_NO_INDEX='1', PIP_FIND_LINKS=str(folder / 'index'), XDG_CACHE_HOME=str(folder),
             CXX=str(folder / 'compiler'), MAX_JOBS='1', CUDA_VISIBLE_DEVICES='')
@@ -79,13 +80,13 @@ class Machine:
         with tarfile.open(self.folder / 'index/mmcv-9.0.tar.gz', 'w:gz') as archive:
             archive.add(source, 'mmcv-9.0')
 
-    def start(self, **env):
+    def start(self, *options, **env):
         return subprocess.Popen(
-            [self.python, SCRIPT, 'mmcv==9.0'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True, cwd=self.folder, env=self.env | env)
+            [self.python, SCRIPT, 'mmcv==9.0', *options], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True, cwd=self.folder, env=self.env | env)
 
-    def run(self, **env):
-        process = self.start(**env)
+    def run(self, *options, **env):
+        process = self.start(*options, **env)
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
@@ -110,9 +111,9 @@ def test_interrupted_it_goes_on_and_what_was_compiled_is_kept(machine):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert 'mmcv==9.0 is to be installed: mmcv is not there' in output
-    assert re.search(r'MMCV_WHEELS=\S+/wheels has no wheel for this Python: .*mmcv==9\.0', output)
-    assert 'compiling mmcv==9.0 for the CPU: about 15 minutes with 1 jobs' in output
+    assert 'installing mmcv==9.0: it is not installed yet\n' in output
+    assert re.search(r'nothing is taken from MMCV_WHEELS=\S+/wheels: .*mmcv==9\.0', output)
+    assert re.search(r'compiling mmcv==9\.0 for the CPU: about \d+ minutes .* 1 files at', output)
     assert output.rstrip().endswith(
         'interrupted: what was compiled is kept, run the same command again to go on')
     assert 'Traceback' not in output
@@ -121,9 +122,8 @@ def test_interrupted_it_goes_on_and_what_was_compiled_is_kept(machine):
     status, output = machine.run()
     assert status == 0, output
     assert machine.compiled == ['first.cpp', 'second.cpp', 'second.cpp']
-    folder = Path(re.search(r'mmcv==9.0 works; its wheel is kept in (.*)\n', output)[1])
-    wheel, = (path.name for path in folder.iterdir() if path.name not in ('lock', 'install.log'))
-    assert wheel.startswith('mmcv-9.0-cp3')
+    wheel, folder = re.search(r'(mmcv-9\.0-cp3\S+), kept in (.*), is installed', output).groups()
+    assert {path.name for path in Path(folder).iterdir()} == {'lock', 'install.log', wheel}
     assert machine.run() == (0, 'mmcv: mmcv==9.0 is installed and works\n')
 
     shutil.rmtree(machine.folder / 'index')
@@ -131,10 +131,10 @@ def test_interrupted_it_goes_on_and_what_was_compiled_is_kept(machine):
     subprocess.run(uninstall, check=True, capture_output=True)
     assert machine.run()[0] == 0, 'it is installed from the wheel that was kept'
     subprocess.run(uninstall, check=True, capture_output=True)
-    carried = dict(MMCV_WHEELS=str(folder), XDG_CACHE_HOME=str(machine.folder / 'other'))
+    carried = dict(MMCV_WHEELS=folder, XDG_CACHE_HOME=str(machine.folder / 'other'))
     status, output = machine.run(**carried)
     assert status == 0
-    assert f'{wheel} of MMCV_WHEELS works' in output
+    assert f'{wheel}, of MMCV_WHEELS, is installed and works' in output
     assert len(machine.compiled) == 3
 
 
@@ -151,21 +151,46 @@ def test_no_network(machine):
     status, output = machine.run()
     assert status == 1
     assert re.search(r'\nerror: pip download fails: ERROR: Could not find a version.*mmcv==9\.0'
-                     r'.* \(log: \S+; pip honours PIP_INDEX_URL', output)
+                     r'.*Is the package index reachable\? .*Log: ', output)
 
 
-def test_one_that_does_not_load_is_replaced(machine):
-    """As after an update of torch: it has the version that is wanted, and operators of before."""
-    broken = next(machine.folder.glob('venv/lib/python3*/site-packages'))
-    (broken / 'mmcv').mkdir()
-    (broken / 'mmcv/__init__.py').write_text('raise ImportError("_ext.so: undefined symbol")')
-    (broken / 'mmcv-9.0.dist-info').mkdir()
-    (broken / 'mmcv-9.0.dist-info/METADATA').write_text('Metadata-Version: 2.1\nName: mmcv\n'
-                                                        'Version: 9.0\n')
-    (broken / 'mmcv-9.0.dist-info/RECORD').write_text('mmcv/__init__.py,,\n')
+def test_what_does_not_work_is_replaced_by_what_does(machine):
+    """As after an update of torch: operators of before, installed and kept; and mmcv-lite."""
+    site = next(machine.folder.glob('venv/lib/python3*/site-packages'))
+    (site / 'mmcv').mkdir()
+    (site / 'mmcv/__init__.py').write_text('raise ImportError("_ext.so: undefined symbol")')
+    for name in ('mmcv', 'mmcv_lite'):
+        info = site / f'{name}-9.0.dist-info'
+        info.mkdir()
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: 9.0\n')
+        (info / 'RECORD').write_text(
+            ''.join(f'{file},,\n' for file in ('mmcv/__init__.py', f'{info.name}/METADATA',
+                                               f'{info.name}/RECORD')))
     status, output = machine.run()
     assert status == 0, output
-    assert 'is to be installed: ImportError: _ext.so: undefined symbol' in output
+    assert 'installing mmcv==9.0: ImportError: _ext.so: undefined symbol\n' in output
+    assert not (site / 'mmcv_lite-9.0.dist-info').exists()
+
+
+def test_a_kept_wheel_that_is_broken_is_made_anew(machine):
+    status, output = machine.run()
+    assert status == 0, output
+    wheel, = machine.folder.glob('sa_mmdet/*/*.whl')
+    wheel.write_bytes(wheel.read_bytes()[:1000])
+    shutil.rmtree(next(machine.folder.glob('venv/lib/python3*/site-packages/mmcv')))
+    status, output = machine.run()
+    assert status == 0, output
+    assert re.search(rf'{wheel.name}, kept in \S+, does not work here: pip install fails', output)
+    assert len(machine.compiled) == 4
+
+
+def test_wheel_for_other_machines(machine):
+    carried = machine.folder / 'wheels'
+    status, output = machine.run('--wheel-dir', str(carried))
+    assert status == 0, output
+    wheel, = carried.iterdir()
+    assert f'the wheel is {wheel}\n' in output
+    assert not list(machine.folder.glob('venv/lib/python3*/site-packages/mmcv*'))
 
 
 @pytest.fixture
@@ -174,14 +199,14 @@ def gpu(monkeypatch, tmp_path):
     for name in ('FORCE_CUDA', 'TORCH_CUDA_ARCH_LIST', 'CUDA_HOME', 'CUDA_VISIBLE_DEVICES'):
         monkeypatch.delenv(name, raising=False)
 
-    def set_up(cuda=None, available=False, capabilities=(), smi=None, **env):
+    def set_up(cuda=None, hip=None, available=False, capabilities=(), smi=None, **env):
         monkeypatch.setattr(torch.version, 'cuda', cuda)
+        monkeypatch.setattr(torch.version, 'hip', hip)
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: available)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda one: capabilities[one])
-        if smi:
-            answers = ''.join(f'*{field}*) printf "{text}" ;;\n' for field, text in smi.items())
-            program(tmp_path / 'bin/nvidia-smi', f'case "$*" in\n{answers}esac')
+        answers = ''.join(f'*{field}*) printf "{text}" ;;\n' for field, text in (smi or {}).items())
+        program(tmp_path / 'bin/nvidia-smi', f'case "$*" in\n{answers}*) exit 9 ;;\nesac')
         monkeypatch.setenv('PATH', f'{tmp_path / "bin"}:{os.environ["PATH"]}')
         for name, value in env.items():
             monkeypatch.setenv(name, value)
@@ -200,11 +225,12 @@ H100 = dict(driver_version='580.65.06\\n', compute_cap='9.0\\n')
 @pytest.mark.parametrize(('machine_is', 'expected'), [
     (dict(), None),
     (dict(cuda='13.0'), None),
+    (dict(cuda='13.0', smi=dict(driver_version='No devices were found\\n')), None),
     (dict(cuda='13.0', available=True, smi=H100), '13.0'),
     (dict(cuda='12.6', FORCE_CUDA='1'), '12.6'),
-    (dict(cuda='13.0', smi=H100, CUDA_VISIBLE_DEVICES=''), None),
+    (dict(cuda='13.0', smi=H100, CUDA_VISIBLE_DEVICES='-1'), None),
     (dict(smi=H100), None),
-], ids=['cpu', 'no_gpu', 'gpu', 'forced', 'hidden_gpu', 'gpu_but_torch_for_cpu'])
+], ids=['cpu', 'no_gpu', 'driver_without_gpu', 'gpu', 'forced', 'hidden', 'torch_for_the_cpu'])
 def test_cuda_where_torch_has_it_and_there_is_a_gpu(gpu, machine_is, expected, capsys):
     gpu(**machine_is)
     assert install_mmcv.cuda_version() == expected
@@ -214,6 +240,7 @@ def test_cuda_where_torch_has_it_and_there_is_a_gpu(gpu, machine_is, expected, c
 
 @pytest.mark.parametrize(('machine_is', 'message'), [
     (dict(FORCE_CUDA='1'), 'FORCE_CUDA=1, but torch .* is built for the CPU: install one with'),
+    (dict(hip='6.4', available=True), 'torch .* is for ROCm'),
     (dict(cuda='13.0', smi=dict(H100, driver_version='550.54\\n')),
      r'torch \S+ cannot use: its driver is 550\.54, CUDA 13\.0 may need a newer one\. Update it'),
 ])
@@ -226,8 +253,8 @@ def test_cuda_that_cannot_be(gpu, machine_is, message):
 @pytest.mark.parametrize(('machine_is', 'expected'), [
     (dict(available=True, capabilities=[(9, 0), (8, 6), (9, 0)]), ('8.6', '9.0')),
     (dict(smi=dict(compute_cap='8.9\\n8.9\\n')), ('8.9', )),
-    (dict(TORCH_CUDA_ARCH_LIST='8.0;9.0+PTX'), ('8.0', '9.0+PTX')),
-    (dict(TORCH_CUDA_ARCH_LIST='8.0 9.0'), ('8.0', '9.0')),
+    (dict(TORCH_CUDA_ARCH_LIST='9.0+PTX;8.0'), ('8.0', '9.0+PTX')),
+    (dict(TORCH_CUDA_ARCH_LIST='8.0 Hopper;'), ('8.0', 'Hopper')),
 ])
 def test_architectures_are_those_of_the_gpus_that_are_there(gpu, machine_is, expected):
     gpu(cuda='13.0', **machine_is)
@@ -236,73 +263,96 @@ def test_architectures_are_those_of_the_gpus_that_are_there(gpu, machine_is, exp
 
 def test_no_gpu_to_compile_for(gpu):
     gpu(cuda='13.0', FORCE_CUDA='1')
-    with pytest.raises(Problem, match=r'for which is to be compiled.*TORCH_CUDA_ARCH_LIST=9\.0'):
+    with pytest.raises(Problem, match=r'which GPUs is it for.*TORCH_CUDA_ARCH_LIST=9\.0'):
         install_mmcv.cuda_architectures()
 
 
 @pytest.fixture
 def toolkits(monkeypatch, tmp_path):
-    """A function that makes the toolkits of the machine; the index's is in tmp_path/index."""
+    """Make the toolkits of the machine; those of the index are under tmp_path/nvidia."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-    packages = tmp_path / 'index/nvidia/cu13'
-    for name in ('bin', 'include', 'nvvm', 'lib'):
-        (packages / name).mkdir(parents=True)
-    for library in ('libcudart.so.13', 'libcudart_static.a', 'libnvrtc.alt.so.13'):
-        (packages / 'lib' / library).touch()
-    monkeypatch.setattr(install_mmcv.metadata, 'distribution', lambda name: SimpleNamespace(
-        locate_file=lambda path: tmp_path / 'index' / path))
+    monkeypatch.setenv('CXX', 'true')
+    monkeypatch.delenv('CC', raising=False)
+    packages = tmp_path / 'nvidia/cu13'
+    for file in ('include/cublas.h', 'nvvm/bin/cicc', 'lib/libcudart.so.13', 'lib/libcudadevrt.a',
+                 'lib/libnvrtc.alt.so.13'):
+        (packages / file).parent.mkdir(parents=True, exist_ok=True)
+        (packages / file).touch()
+    monkeypatch.setattr(install_mmcv, 'find_spec', lambda name: SimpleNamespace(
+        submodule_search_locations=[tmp_path / name, tmp_path / 'other']))
     asked = []
     monkeypatch.setattr(install_mmcv, 'pip', lambda wanted, *args: asked.append(args))
 
     def make(compiler='exit 0', index_compiler='exit 0', **versions):
         program(packages / 'bin/nvcc', index_compiler)
-        homes = []
         for name, version in versions.items():
-            home = tmp_path / name
-            (home / 'include').mkdir(parents=True)
-            (home / 'include/cuda_runtime.h').touch()
-            program(home / 'bin/nvcc', f'[ "$1" != --version ] || {{ echo "release {version}, V";'
-                    f' exit; }}\n{compiler}')
-            homes.append(home)
-        monkeypatch.setattr(install_mmcv, 'cuda_homes', lambda cuda: homes)
+            program(tmp_path / name / 'bin/nvcc', f'[ "$1" != --version ] || '
+                    f'{{ echo "release {version}, V"; exit; }}\n'
+                    f'echo "$@" >>{tmp_path}/asked\n{compiler}')
+        monkeypatch.setattr(install_mmcv, 'cuda_homes', lambda cuda: [
+            tmp_path / name for name in ('absent', *versions)])
 
-        def choose(cuda='13.0'):
-            return install_mmcv.cuda_toolkit(Wanted('mmcv', cuda, ('9.0', ))).name, asked
+        def choose(cuda='13.0', architectures=('9.0', )):
+            return install_mmcv.cuda_toolkit(Wanted('mmcv', cuda, architectures)).name, asked
         return choose
     return make
 
 
-def test_the_machines_toolkit_of_torchs_version_is_taken(toolkits):
-    assert toolkits(a='12.4', b='13.0')() == ('b', [])
+@pytest.mark.parametrize(('machine_is', 'cuda'), [
+    (dict(a='12.4', b='13.0'), '13.0'), (dict(a='11.8', b='12.6', c='12.1'), '12.4')],
+    ids=['exact', 'cuda12_of_another_minor_version'])
+def test_the_machines_toolkit_is_taken(toolkits, machine_is, cuda):
+    assert toolkits(**machine_is)(cuda) == ('b', [])
 
 
-@pytest.mark.parametrize('machine_is', [
-    dict(), dict(a='12.4'), dict(a='13.1'), dict(a='13.0', compiler='echo "cusparse.h"; exit 1')],
-    ids=['none', 'older', 'newer', 'incomplete'])
-def test_else_the_index_has_the_compiler_of_exactly_torchs_version(toolkits, machine_is, capsys):
+def test_a_toolkit_is_tried_as_mmcv_will_use_it(toolkits, tmp_path, monkeypatch):
+    monkeypatch.setenv('CC', 'gcc-14')
+    toolkits(a='13.0')(architectures=('8.6', '9.0+PTX', 'Hopper'))
+    asked = (tmp_path / 'asked').read_text()
+    assert re.findall(r'-gencode=(\S+)', asked) == ['arch=compute_86,code=sm_86',
+                                                   'arch=compute_90,code=sm_90']
+    assert '-ccbin gcc-14' in asked
+    assert f'-I{tmp_path}/a/include' in asked
+
+
+@pytest.mark.parametrize(('machine_is', 'said'), [
+    (dict(), ''),
+    (dict(a='12.4'), 'CUDA 12.4 of .*/a: torch .* has CUDA 13.0'),
+    (dict(a='13.1'), 'CUDA 13.1 of .*/a: torch .* has CUDA 13.0'),
+    (dict(a='13.0', compiler='echo "fatal error: cusparse.h: No" >&2; exit 1'),
+     'CUDA 13.0 of .*/a: fatal error: cusparse.h: No'),
+], ids=['none', 'older', 'newer', 'incomplete'])
+def test_else_the_index_has_the_compiler_of_exactly_torchs_version(
+        toolkits, machine_is, said, capsys):
     name, (asked, ) = toolkits(**machine_is)()
     assert name == 'cuda'
     assert set(asked[2:]) == {'nvidia-cuda-nvcc==13.0.*', 'nvidia-cuda-crt==13.0.*',
                               'nvidia-nvvm==13.0.*', 'nvidia-cuda-cccl==13.0.*'}
-    said = capsys.readouterr().out
-    assert 'the compiler of CUDA 13.0 is taken from the package index' in said
-    assert bool(machine_is) == (f'{machine_is.get("a")} of ' in said)
+    output = capsys.readouterr().out
+    assert re.search(f'{said}.*the compiler of CUDA 13.0 is taken from the package index', output,
+                     re.DOTALL)
 
 
 def test_layout_of_the_indexs_compiler(toolkits, tmp_path):
+    """Packages may be in two folders, as in an environment upon another."""
+    (tmp_path / 'other/cu13/include').mkdir(parents=True)
+    (tmp_path / 'other/cu13/include/cusparse.h').touch()
     toolkits()()
     toolkits()()  # again, as after an interruption
     home, = tmp_path.glob('cache/sa_mmdet/*/cuda')
-    assert {path.name for path in (home / 'lib64').iterdir()} == {
-        'libcudart.so', 'libcudart_static.a', 'libnvrtc.alt.so'}
+    assert {str(path.relative_to(home)) for path in home.rglob('*') if not path.is_dir()} == {
+        'bin/nvcc', 'include/cublas.h', 'include/cusparse.h', 'lib/libcudadevrt.a',
+        'lib/libcudart.so.13', 'lib/libnvrtc.alt.so.13', 'lib64/libcudadevrt.a',
+        'lib64/libcudart.so', 'lib64/libnvrtc.alt.so'}
+    assert (home / 'nvvm/bin/cicc').exists()
     assert (home / 'lib64/libcudart.so').exists()
-    assert (home / 'bin/nvcc').exists()
 
 
 @pytest.mark.parametrize(('machine_is', 'cuda', 'message'), [
-    (dict(), '12.6', r'no compiler of CUDA 12\.6.*Install the CUDA toolkit 12\.6 and set CUDA_'),
+    (dict(a='11.8'), '12.6',
+     r'no compiler of CUDA 12\.6.*Install the CUDA toolkit 12\.6 and set CUDA_HOME to it'),
     (dict(index_compiler='echo "error: unsupported GNU version!" >&2; exit 1'), '13.0',
-     'CUDA 13.0 of the package index does not compile here: error: unsupported GNU version!'),
+     'CUDA 13.0 of the package index does not compile here: error: unsupported GNU version!.*CXX'),
 ], ids=['cuda12', 'host_compiler'])
 def test_no_compiler(toolkits, machine_is, cuda, message):
     with pytest.raises(Problem, match=message):
@@ -322,27 +372,54 @@ def test_before_it_compiles(monkeypatch, tmp_path, free, jobs, message):
         install_mmcv.build(Wanted('mmcv==9.0'))
 
 
-def test_what_mmcv_requires_is_missing(monkeypatch):
-    """Compiling would not help, and what was compiled is not at fault."""
+@pytest.fixture
+def checked(monkeypatch):
+    """Set what the check of an installed mmcv 9.0 ends with."""
     monkeypatch.setattr(install_mmcv, 'installed', lambda name: '9.0')
-    done = SimpleNamespace(returncode=1, stderr="ModuleNotFoundError: No module named 'mmengine'")
-    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: done)
-    with pytest.raises(Problem, match="requires more: ModuleNotFoundError: No module named 'mmen"):
+
+    def end(returncode, stdout='', stderr=''):
+        done = SimpleNamespace(returncode=returncode, stdout=stdout, stderr=stderr)
+        monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: done)
+    return end
+
+
+@pytest.mark.parametrize(('end', 'message'), [
+    (dict(returncode=1, stderr="ModuleNotFoundError: No module named 'mmengine'"),
+     "mmcv requires what is not installed: ModuleNotFoundError: No module named 'mmengine'"),
+    (dict(returncode=install_mmcv.GPU_FAILS, stderr='CUDA out of memory'),
+     'torch cannot use the GPU now: CUDA out of memory'),
+], ids=['requirement', 'busy_gpu'])
+def test_what_another_mmcv_would_not_mend(checked, end, message):
+    checked(**end)
+    with pytest.raises(Problem, match=message):
         install_mmcv.problem_of_installed(Wanted('mmcv==9.0'))
-    done.stderr = "ModuleNotFoundError: No module named 'mmcv._ext'"
-    assert install_mmcv.problem_of_installed(Wanted('mmcv==9.0')) == done.stderr
 
 
-def test_mmcv_for_the_cpu_under_a_torch_that_uses_the_gpu(monkeypatch):
-    monkeypatch.setattr(install_mmcv, 'installed', lambda name: '9.0')
-    done = SimpleNamespace(returncode=0, stdout='loaded\nnot available\n')
-    monkeypatch.setattr(subprocess, 'run', lambda *args, **kwargs: done)
-    problem = install_mmcv.problem_of_installed
-    with_cuda, without = Wanted('mmcv==9.0', '13.0'), Wanted('mmcv==9.0')
-    assert problem(with_cuda) == ('its operators are compiled for the CPU alone, torch is for '
-                                  'CUDA 13.0')
-    assert problem(without) is None
-    done.stdout = '13.0\n'
-    assert problem(with_cuda) is None
-    assert problem(without) is None
-    assert problem(Wanted('mmcv==9.1')) == 'mmcv 9.0 is there'
+@pytest.mark.parametrize(('end', 'wanted', 'problem'), [
+    (dict(returncode=0, stdout='13.0\n'), Wanted('mmcv==9.0', '13.0'), None),
+    (dict(returncode=0, stdout='13.0\n'), Wanted('mmcv==9.0'), None),
+    (dict(returncode=0, stdout='loaded\nnot available\n'), Wanted('mmcv'), None),
+    (dict(returncode=0, stdout='not available\n'), Wanted('mmcv==9.0', '13.0'),
+     'its operators are compiled for the CPU alone, torch is for CUDA 13.0'),
+    (dict(returncode=1, stderr="No module named 'mmcv._ext'"), Wanted('mmcv'),
+     "No module named 'mmcv._ext'"),
+    (dict(returncode=0, stdout='13.0\n'), Wanted('mmcv==9.1'), 'mmcv 9.0 is installed'),
+])
+def test_whether_the_installed_mmcv_is_the_one_that_is_wanted(checked, end, wanted, problem):
+    checked(**end)
+    assert install_mmcv.problem_of_installed(wanted) == problem
+
+
+@pytest.mark.parametrize(('installed', 'expected'), [
+    ({'mmcv': '2.1.0+cu121', 'mmdet': '3.3.0'}, 'mmcv==2.1.0'),
+    ({'mmdet': '3.3.0'}, 'mmcv==2.1.0'),
+    ({'onedl-mmcv': '2.3.6', 'mmcv': '2.1.0', 'onedl-mmdetection': '3.5.1'}, 'onedl-mmcv==2.3.6'),
+    ({'onedl-mmdetection': '3.5.1'}, 'onedl-mmcv'),
+])
+def test_the_mmcv_of_the_installed_mmdetection(monkeypatch, installed, expected):
+    def version(name):
+        if name not in installed:
+            raise install_mmcv.metadata.PackageNotFoundError
+        return installed[name]
+    monkeypatch.setattr(install_mmcv.metadata, 'version', version)
+    assert install_mmcv.default_requirement() == expected

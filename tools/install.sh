@@ -63,6 +63,8 @@ check_machine() {
         fail "Python 3.11 or 3.12 is needed, $python is $("$python" --version 2>&1 || true): give another by PYTHON=..."
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)"
+    "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+        fail "$python has no headers, which mmcv's operators are built with: install them (Debian and Ubuntu: apt-get install python3-dev)"
     command -v "${CXX:-c++}" >/dev/null ||
         fail "no C++ compiler found, which mmcv's operators are built with: install g++ (Debian and Ubuntu: apt-get install g++)"
 }

@@ -14,15 +14,19 @@ compiled on this machine before, and else compiled: with CUDA where torch has it
 import argparse
 import fcntl
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 try:
@@ -30,19 +34,24 @@ try:
 except ImportError as error:
     sys.exit(f'error: {error}: install torch first, for which mmcv is compiled')
 
-# Processor minutes and GB, as measured for mmcv 2.3.6 with GCC 12 and CUDA 13.0.
+# Processor minutes and GB, as measured for mmcv 2.1.0 and 2.3.6 with GCC 12 and CUDA 13.0.
 MINUTES_OF_CPU, MINUTES_OF_CUDA, MINUTES_OF_ARCHITECTURE = 10, 12, 8
 GB_TO_BUILD, GB_OF_A_JOB = 2, 2
 
 COMPILER = ('nvidia-cuda-nvcc', 'nvidia-cuda-crt', 'nvidia-nvvm', 'nvidia-cuda-cccl')
-BUILD_TOOLS = {'setuptools': '<81', 'wheel': '', 'ninja': '', 'psutil': '', 'packaging': ''}
+BUILD_TOOLS = {'setuptools': '<81', 'wheel': '', 'ninja': '', 'packaging': ''}
 
 # Fails where the operators do not load or compute; prints the CUDA version they were compiled with.
-CHECK = '''
-import torch
-from mmcv.ops import get_compiling_cuda_version, nms
+GPU_FAILS = 9
+CHECK = f'''
+import sys, torch
 device = 'cuda' if torch.cuda.is_available() else 'cpu'
-boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 30., 30.]], device=device)
+try:
+    boxes = torch.tensor([[0., 0., 9., 9.], [0., 0., 9., 8.], [20., 20., 30., 30.]], device=device)
+except RuntimeError as error:
+    print(error, file=sys.stderr)
+    sys.exit({GPU_FAILS})
+from mmcv.ops import get_compiling_cuda_version, nms
 version = get_compiling_cuda_version()
 assert len(nms(boxes, torch.tensor([.9, .8, .7], device=device), 0.5)[1]) == 2, 'nms is wrong'
 print(version)
@@ -51,8 +60,10 @@ print(version)
 # What mmcv's CUDA files include and call.
 TRIAL = '''
 #include <ATen/cuda/CUDAContext.h>
+#ifdef __CUDACC__
 __global__ void kernel(float* x) { x[0] = 1; }
 void launch(float* x) { kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(x); }
+#endif
 '''
 
 
@@ -78,12 +89,13 @@ class Wanted:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its wheel is kept, by Python, torch and GPUs, and where it is compiled."""
+        """Where its wheel is kept, by all that it depends on, and where it is compiled."""
         cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
-        target = '_'.join((f'cu{self.cuda}', *self.architectures)) if self.cuda else 'cpu'
         python = f'cp{sys.version_info.major}{sys.version_info.minor}'
-        version = self.requirement.replace('==', '-')
-        folder = cache / f'sa_mmdet/{version}_{python}_torch{torch.__version__}_{target}'
+        target = '_'.join((f'cu{self.cuda}', *self.architectures)) if self.cuda else 'cpu'
+        folder = cache / 'sa_mmdet' / '_'.join((
+            self.requirement.replace('==', '-'), python, platform.machine(),
+            f'torch{torch.__version__}', target))
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -107,21 +119,24 @@ def main() -> None:
             install(wanted)
     except Problem as problem:
         sys.exit(f'error: {problem}')
+    except (OSError, RuntimeError) as error:  # no home, a full disk, a folder of somebody else
+        sys.exit(f'error: {error}: XDG_CACHE_HOME names a folder in which you may write')
     except KeyboardInterrupt:
         sys.exit('\ninterrupted: what was compiled is kept, run the same command again to go on')
 
 
 def default_requirement() -> str:
-    """Return the installed mmcv with its version, or else that of the installed MMDetection."""
-    for name in ('onedl-mmcv', 'mmcv'):
-        if version := installed(name):
-            return f'{name}=={version}'
-    return 'onedl-mmcv' if installed('onedl-mmdetection') else 'mmcv==2.1.0'
+    """Return the mmcv of the installed MMDetection, in the installed version if there is one."""
+    name = 'onedl-mmcv' if installed('onedl-mmdetection') else 'mmcv'
+    if version := installed(name):
+        return f'{name}=={version}'
+    return name if name == 'onedl-mmcv' else 'mmcv==2.1.0'
 
 
 def installed(name: str) -> str | None:
+    """Return the version of an installed package without what it was built for, such as +cu121."""
     try:
-        return metadata.version(name)
+        return metadata.version(name).partition('+')[0]
     except metadata.PackageNotFoundError:
         return None
 
@@ -130,26 +145,44 @@ def install(wanted: Wanted) -> None:
     if not (problem := problem_of_installed(wanted)):
         say(f'{wanted.requirement} is installed and works')
         return
-    say(f'{wanted.requirement} is to be installed: {problem}')
-    if os.environ.get('MMCV_WHEELS') and install_from_page(wanted, os.environ['MMCV_WHEELS']):
-        return
-    wheel = compiled_wheel(wanted)
-    replace_installed(wanted, wheel)
-    if problem := problem_of_installed(wanted):
+    say(f'installing {wanted.requirement}: {problem}')
+    for origin, wheel in wheels(wanted):
+        if problem := problem_of_wheel(wanted, wheel):
+            say(f'{wheel.name}, {origin}, does not work here: {problem}')
+        else:
+            replace_installed(wanted, wheel)
+            say(f'{wheel.name}, {origin}, is installed and works')
+            return
+    raise Problem(f'no {wanted.requirement} works here. Log: {wanted.log}')
+
+
+def wheels(wanted: Wanted) -> Iterator[tuple[str, Path]]:
+    """Yield the wheels to try, each with where it is from; the next where one does not work."""
+    if page := os.environ.get('MMCV_WHEELS'):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                pip(wanted, 'download', '--no-deps', '--no-index', '--only-binary', ':all:',
+                    '--find-links', page, '--dest', folder, wanted.requirement)
+                yield 'of MMCV_WHEELS', next(Path(folder).iterdir())
+            except Problem as problem:
+                say(f'nothing is taken from MMCV_WHEELS={page}: {problem}')
+    for wheel in wanted.folder.glob('*.whl'):
+        yield f'kept in {wanted.folder}', wheel
         wheel.unlink()
-        raise Problem(f'{wanted.requirement} was compiled but does not work: {problem}')
-    say(f'{wanted.requirement} works; its wheel is kept in {wanted.folder}')
+    yield f'kept in {wanted.folder}', compiled_wheel(wanted)
 
 
 def cuda_version() -> str | None:
     """Return the CUDA version to compile with, such as '13.0'; None for the CPU alone."""
     version, forced = torch.version.cuda, os.environ.get('FORCE_CUDA') == '1'
+    if torch.version.hip:
+        raise Problem(f'torch {torch.__version__} is for ROCm, for which this cannot compile mmcv')
     if forced and not version:
         raise Problem(f'FORCE_CUDA=1, but torch {torch.__version__} is built for the CPU: install '
                       'one with CUDA, or unset FORCE_CUDA')
     if forced or torch.cuda.is_available():
         return version
-    drivers = nvidia_smi('driver_version') if os.environ.get('CUDA_VISIBLE_DEVICES') != '' else []
+    drivers = [] if 'CUDA_VISIBLE_DEVICES' in os.environ else nvidia_smi('driver_version')
     if drivers and version:
         raise Problem(
             f'there is an NVIDIA GPU that torch {torch.__version__} cannot use: its driver is '
@@ -163,14 +196,14 @@ def cuda_version() -> str | None:
 def cuda_architectures() -> tuple[str, ...]:
     """Return the compute capabilities to compile for, such as ('8.6', '9.0')."""
     if wish := os.environ.get('TORCH_CUDA_ARCH_LIST'):
-        return tuple(re.split('[; ]+', wish.strip()))
-    if torch.cuda.is_available():
+        found = re.findall('[^;, ]+', wish)
+    elif torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         found = ['{}.{}'.format(*torch.cuda.get_device_capability(device)) for device in devices]
     else:
         found = nvidia_smi('compute_cap')
     if not found:
-        raise Problem('FORCE_CUDA=1 without a GPU: for which is to be compiled? Give the compute '
+        raise Problem('FORCE_CUDA=1 without a GPU: which GPUs is it for? Give their compute '
                       'capabilities, such as TORCH_CUDA_ARCH_LIST=9.0 for H100 and H200, '
                       'or "8.0;8.6" for A100 and RTX 30')
     return tuple(sorted(set(found)))
@@ -183,43 +216,48 @@ def nvidia_smi(field: str) -> list[str]:
                               capture_output=True, text=True)
     except OSError:
         return []
-    return done.stdout.split() if done.returncode == 0 else []
+    return re.findall(r'^\d[\d.]*$', done.stdout, re.MULTILINE)
 
 
 def problem_of_installed(wanted: Wanted) -> str | None:
-    """Return why the installed mmcv is not the one that is wanted; None if it is.
+    """Return why the installed mmcv is not the one that is wanted; None if it is."""
+    found, version = installed(wanted.name), wanted.requirement.partition('==')[2]
+    if found is None:
+        return 'it is not installed yet'
+    if version not in ('', found):
+        return f'{wanted.name} {found} is installed'
+    return problem_of_import(wanted)
+
+
+def problem_of_wheel(wanted: Wanted, wheel: Path) -> str | None:
+    """Return why the mmcv of a wheel does not work here; None if it does."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            pip(wanted, 'install', '--no-deps', '--no-index', '--target', folder, wheel)
+        except Problem as problem:
+            return str(problem)
+        return problem_of_import(wanted, folder)
+
+
+def problem_of_import(wanted: Wanted, folder: str = '') -> str | None:
+    """Return why the mmcv of a folder, or of this Python, does not work; None if it does.
 
     Raises:
-        Problem: it imports what is not installed.
+        Problem: the reason is not mmcv.
     """
-    found, version = installed(wanted.name), wanted.requirement.partition('==')[2]
-    if found is None or version not in ('', found):
-        return f'{wanted.name} {found} is there' if found else f'{wanted.name} is not there'
-    done = subprocess.run([sys.executable, '-c', CHECK], capture_output=True, text=True)
+    path = os.pathsep.join(filter(None, (folder, os.environ.get('PYTHONPATH'))))
+    done = subprocess.run([sys.executable, '-P', '-c', CHECK], capture_output=True, text=True,
+                          env=os.environ | {'PYTHONPATH': path})
+    problem = last_line(done.stderr)
+    if done.returncode == GPU_FAILS:
+        raise Problem(f'torch cannot use the GPU now: {problem}')
+    if done.returncode and re.search(r"No module named '(?!mmcv)", problem):
+        raise Problem(f'mmcv requires what is not installed: {problem}')
     if done.returncode:
-        problem = last_line(done.stderr)
-        if re.search(r"No module named '(?!mmcv)", problem):
-            raise Problem(f'{wanted.requirement} is installed and requires more: {problem}')
         return problem
     if wanted.cuda and last_line(done.stdout) == 'not available':
         return f'its operators are compiled for the CPU alone, torch is for CUDA {wanted.cuda}'
     return None
-
-
-def install_from_page(wanted: Wanted, page: str) -> bool:
-    """Install a wheel from a page or folder; return whether there is one and it works."""
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            pip(wanted, 'download', '--no-deps', '--no-index', '--only-binary', ':all:',
-                '--find-links', page, '--dest', folder, wanted.requirement)
-        except Problem as problem:
-            say(f'MMCV_WHEELS={page} has no wheel for this Python: {problem}')
-            return False
-        wheel = next(Path(folder).iterdir())
-        replace_installed(wanted, wheel)
-    problem = problem_of_installed(wanted)
-    say(f'{wheel.name} of MMCV_WHEELS {f"does not work here: {problem}" if problem else "works"}')
-    return not problem
 
 
 def replace_installed(wanted: Wanted, wheel: Path) -> None:
@@ -227,7 +265,8 @@ def replace_installed(wanted: Wanted, wheel: Path) -> None:
     others = set(metadata.packages_distributions().get('mmcv', ())) - {wanted.name}
     if others:
         pip(wanted, 'uninstall', '--yes', *others)
-    pip(wanted, 'install', '--no-deps', '--no-index', '--force-reinstall', wheel)
+    pip(wanted, 'install', '--no-deps', '--no-index', '--force-reinstall', '--find-links',
+        wheel.parent, wanted.requirement)
 
 
 def compiled_wheel(wanted: Wanted) -> Path:
@@ -243,35 +282,54 @@ def compiled_wheel(wanted: Wanted) -> Path:
 
 def build(wanted: Wanted) -> Path:
     """Compile mmcv from source; what an interrupted build compiled is used again."""
-    free = shutil.disk_usage(wanted.folder).free / 1e9
-    if free < GB_TO_BUILD:
+    source, free = wanted.folder / 'source', shutil.disk_usage(wanted.folder).free / 1e9
+    if free < GB_TO_BUILD and not source.exists():
         raise Problem(f'compiling mmcv needs {GB_TO_BUILD} GB in {wanted.folder}, {free:.1f} are '
                       'free: make room, or set XDG_CACHE_HOME to a folder on a larger disk')
     cores = len(os.sched_getaffinity(0))
     jobs = os.environ.get('MAX_JOBS') or str(max(1, min(cores, memory() // GB_OF_A_JOB)))
     if not (jobs.isdigit() and int(jobs)):
         raise Problem(f'MAX_JOBS={jobs}: must be a number of files to compile at a time')
-    env = os.environ | {'MAX_JOBS': jobs, 'CFLAGS': os.environ.get('CFLAGS', '-g0')}
-    env |= build_tools(wanted)
+    env = os.environ | build_tools(wanted) | {
+        'MAX_JOBS': jobs, 'MMCV_WITH_OPS': '1', 'CFLAGS': os.environ.get('CFLAGS', '-g0')}
     minutes, target = MINUTES_OF_CPU, 'the CPU'
     if wanted.cuda:
         env |= {'FORCE_CUDA': '1', 'TORCH_CUDA_ARCH_LIST': ';'.join(wanted.architectures),
                 'CUDA_HOME': str(cuda_toolkit(wanted))}
         minutes += MINUTES_OF_CUDA + MINUTES_OF_ARCHITECTURE * len(wanted.architectures)
         target = f'compute capability {", ".join(wanted.architectures)}'
-    source = source_of(wanted)
+    if not source.exists():
+        with whole(source) as folder:
+            pip(wanted, 'download', '--no-deps', '--no-build-isolation', '--no-binary', ':all:',
+                '--dest', folder, wanted.requirement, env=env)
+            shutil.unpack_archive(next(folder.glob('*.tar.gz')), folder)
     say(f'compiling {wanted.requirement} for {target}: about '
-        f'{max(1, round(minutes / min(int(jobs), cores)))} minutes with {jobs} jobs on {cores} '
-        'cores; interrupted, the same command goes on where it was')
+        f'{max(1, round(minutes / min(int(jobs), cores)))} minutes on {cores} cores, '
+        f'{jobs} files at a time; interrupted, the same command goes on where it was')
     compile_wheel(wanted, source, env)
+    wheel = next(source.glob('*.whl'))
+    wheel = wheel.rename(wanted.folder / wheel.name)
     for name in ('source', 'cuda', 'tools'):
         shutil.rmtree(wanted.folder / name, ignore_errors=True)
-    return next(wanted.folder.glob('*.whl'))
+    return wheel
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Make a folder that is there when all that is to be in it is."""
+    partial = folder.with_suffix('.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    yield partial
+    partial.rename(folder)
 
 
 def memory() -> int:
-    """Return this machine's memory in GB."""
-    return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 10**9
+    """Return the memory that this machine or container has, in GB."""
+    limit, size = Path('/sys/fs/cgroup/memory.max'), os.sysconf('SC_PAGE_SIZE')
+    of_machine = size * os.sysconf('SC_PHYS_PAGES')
+    text = limit.read_text().strip() if limit.exists() else ''
+    return min(of_machine, int(text) if text.isdigit() else of_machine) // 10**9
 
 
 def build_tools(wanted: Wanted) -> dict[str, str]:
@@ -282,9 +340,11 @@ def build_tools(wanted: Wanted) -> dict[str, str]:
     tools = wanted.folder / 'tools'
     missing = [f'{name}{bound}' for name, bound in BUILD_TOOLS.items() if not fits(name, bound)]
     if missing and not tools.exists():
-        pip(wanted, 'install', '--target', tools, *missing)
+        with whole(tools) as folder:
+            pip(wanted, 'install', '--target', folder, *missing)
+    path = os.pathsep.join(filter(None, (str(tools), os.environ.get('PYTHONPATH'))))
     return {'PATH': f'{tools / "bin"}:{Path(sys.executable).parent}:{os.environ["PATH"]}',
-            'PYTHONPATH': f'{tools}:{os.environ.get("PYTHONPATH", "")}'.rstrip(':')}
+            'PYTHONPATH': path}
 
 
 def fits(name: str, bound: str) -> bool:
@@ -292,40 +352,28 @@ def fits(name: str, bound: str) -> bool:
     return bool(version) and (not bound or int(version.split('.')[0]) < int(bound[1:]))
 
 
-def source_of(wanted: Wanted) -> Path:
-    """Return the folder of mmcv's source, where it is compiled, so that its objects stay there."""
-    source = wanted.folder / 'source'
-    if not source.exists():
-        download = wanted.folder / 'download'
-        pip(wanted, 'download', '--no-deps', '--no-build-isolation', '--no-binary', ':all:',
-            '--dest', download, wanted.requirement)
-        shutil.unpack_archive(next(download.glob('*.tar.gz')), download)
-        download.rename(source)
-    return next(path for path in source.iterdir() if path.is_dir())
-
-
 def cuda_toolkit(wanted: Wanted) -> Path:
     """Return a CUDA toolkit that compiles for this torch: the machine's or the package index's."""
-    cuda = wanted.cuda
+    cuda, of_same_major = wanted.cuda, None
     for home in cuda_homes(cuda):
-        if not (version := toolkit_version(home)):
+        version = toolkit_version(home)
+        if version is None:
             continue
-        if version != cuda:
-            problem = f'torch {torch.__version__} is for CUDA {cuda}'
-        elif not (problem := problem_of_toolkit(home, wanted.architectures)):
+        problem = problem_of_toolkit(home, wanted.architectures)
+        if not problem and version == cuda:
             say(f'CUDA {cuda} is taken from {home}')
             return home
-        say(f'CUDA {version} of {home} is not used: {problem}')
-    if int(cuda.split('.')[0]) < 13:
-        raise Problem(f'no compiler of CUDA {cuda}, which is that of torch {torch.__version__}: '
-                      'the package index has one from CUDA 13 on. Install the CUDA toolkit '
-                      f'{cuda} and set CUDA_HOME to it')
-    say(f'the compiler of CUDA {cuda} is taken from the package index')
-    pip(wanted, 'install', '--no-deps', *(f'{name}=={cuda}.*' for name in COMPILER))
-    home = toolkit_of_packages(wanted.folder / 'cuda')
-    if problem := problem_of_toolkit(home, wanted.architectures):
-        raise Problem(f'CUDA {cuda} of the package index does not compile here: {problem}')
-    return home
+        if not problem and version.split('.')[0] == cuda.split('.')[0]:
+            of_same_major = of_same_major or home
+        say(f'CUDA {version} of {home}: {problem or f"torch {torch.__version__} has CUDA {cuda}"}')
+    if int(cuda.split('.')[0]) >= 13:
+        return toolkit_of_index(wanted)
+    if of_same_major:
+        say(f'CUDA is taken from {of_same_major} all the same')
+        return of_same_major
+    raise Problem(f'no compiler of CUDA {cuda}, which is that of torch {torch.__version__}: the '
+                  f'package index has one from CUDA 13 on. Install the CUDA toolkit {cuda} and set '
+                  'CUDA_HOME to it')
 
 
 def cuda_homes(cuda: str) -> list[Path]:
@@ -337,9 +385,7 @@ def cuda_homes(cuda: str) -> list[Path]:
 
 
 def toolkit_version(home: Path) -> str | None:
-    """Return the CUDA version of a toolkit, such as '13.0'; None if there is none."""
-    if not (home / 'include/cuda_runtime.h').exists():
-        return None
+    """Return the CUDA version of a toolkit, such as '13.0'; None if it has no compiler."""
     try:
         done = subprocess.run([home / 'bin/nvcc', '--version'], capture_output=True, text=True)
     except OSError:
@@ -348,38 +394,58 @@ def toolkit_version(home: Path) -> str | None:
     return found and found[1]
 
 
-def toolkit_of_packages(home: Path) -> Path:
-    """Lay out the installed packages as a CUDA toolkit, which has lib64 and libraries named .so."""
-    packages = Path(metadata.distribution('nvidia-cuda-nvcc').locate_file('nvidia/cu13')).resolve()
-    shutil.rmtree(home, ignore_errors=True)
-    (home / 'lib64').mkdir(parents=True)
-    for name in ('bin', 'include', 'nvvm'):
-        (home / name).symlink_to(packages / name)
-    for library in (packages / 'lib').glob('lib*'):
-        (home / 'lib64' / re.sub(r'(\.so)\..*', r'\1', library.name)).symlink_to(library)
+def toolkit_of_index(wanted: Wanted) -> Path:
+    """Install the compiler of exactly torch's CUDA version beside torch's own CUDA libraries."""
+    cuda, home = wanted.cuda, wanted.folder / 'cuda'
+    say(f'the compiler of CUDA {cuda} is taken from the package index')
+    pip(wanted, 'install', '--no-deps', *(f'{name}=={cuda}.*' for name in COMPILER))
+    lay_out_toolkit(home, f'cu{cuda.split(".")[0]}')
+    if problem := problem_of_toolkit(home, wanted.architectures):
+        raise Problem(f'CUDA {cuda} of the package index does not compile here: {problem}. '
+                      'TORCH_CUDA_ARCH_LIST chooses the GPUs, CC and CXX the C++ compiler')
     return home
 
 
+def lay_out_toolkit(home: Path, name: str) -> None:
+    """Link the files of NVIDIA's packages as in a CUDA toolkit: its lib64 has them as .so too."""
+    shutil.rmtree(home, ignore_errors=True)
+    for packages in find_spec('nvidia').submodule_search_locations:
+        for file in Path(packages).resolve().glob(f'{name}/*/*'):
+            links = [home / file.parent.name / file.name]
+            if file.parent.name == 'lib':
+                links.append(home / 'lib64' / re.sub(r'(\.so)\..*', r'\1', file.name))
+            for link in links:
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    link.symlink_to(file)
+
+
 def problem_of_toolkit(home: Path, architectures: tuple[str, ...]) -> str | None:
-    """Compile and link a kernel as mmcv's are; return what the compiler says against it."""
+    """Compile and link as mmcv is; return what the compilers say against it, or None."""
+    includes = [f'-I{Path(torch.__file__).parent / "include"}', f'-I{home / "include"}']
+    numbers = [one.replace('.', '').removesuffix('+PTX') for one in architectures
+               if one[0].isdigit()]  # torch takes names too, such as Hopper
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, 'trial.cu')
-        source.write_text(TRIAL)
-        command = [
-            home / 'bin/nvcc', '-shared', '-Xcompiler', '-fPIC', '-std=c++17', source,
-            '-o', source.with_suffix('.so'), f'-L{home / "lib64"}', '-lcudart',
-            f'-I{Path(torch.__file__).parent / "include"}', f'-I{home / "include"}',
-            *(['-ccbin', os.environ['CC']] if 'CC' in os.environ else []),
-            *(f'-gencode=arch=compute_{number},code=sm_{number}' for number in
-              (re.sub(r'\.|\+PTX', '', one) for one in architectures))]
-        done = subprocess.run(command, capture_output=True, text=True)
-    return None if done.returncode == 0 else first_error(done.stderr)
+        for name, command in {
+            'trial.cu': [home / 'bin/nvcc', '-shared', '-Xcompiler', '-fPIC', '-std=c++17',
+                         '-o', Path(folder, 'trial.so'), f'-L{home / "lib64"}', '-lcudart',
+                         *(f'-gencode=arch=compute_{one},code=sm_{one}' for one in numbers),
+                         *(['-ccbin', os.environ['CC']] if 'CC' in os.environ else [])],
+            'trial.cpp': [os.environ.get('CXX', 'c++'), '-fsyntax-only', '-std=c++17'],
+        }.items():
+            source = Path(folder, name)
+            source.write_text(TRIAL)
+            done = subprocess.run([*command, *includes, source], capture_output=True, text=True)
+            if done.returncode:
+                return first_error(done.stderr)
+    return None
 
 
 def compile_wheel(wanted: Wanted, source: Path, env: dict[str, str]) -> None:
-    """Compile mmcv and show how far it is."""
+    """Compile mmcv where its source is, so that its objects stay there, and show how far it is."""
+    package = next(path for path in source.iterdir() if path.is_dir())
     command = pip_command('wheel', '-v', '--no-deps', '--no-build-isolation', '--wheel-dir',
-                          wanted.folder, source)
+                          source, package)
     with (wanted.log.open('a') as log,
           subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                            errors='replace', env=env) as process):
@@ -393,7 +459,7 @@ def compile_wheel(wanted: Wanted, source: Path, env: dict[str, str]) -> None:
     if process.returncode:
         raise Problem(f'mmcv does not compile: {first_error("".join(lines))}\nIt needs a C++17 '
                       f"compiler, Python's headers (python3-dev) and {GB_OF_A_JOB} GB of memory "
-                      f'for each job: MAX_JOBS=1 takes the least. Log: {wanted.log}')
+                      f'for each file at a time: MAX_JOBS=1 takes the least. Log: {wanted.log}')
 
 
 class Progress:
@@ -420,25 +486,26 @@ def pip_command(*args: object) -> list[str]:
     return [sys.executable, '-m', 'pip', '--disable-pip-version-check', *map(str, args)]
 
 
-def pip(wanted: Wanted, *args: object) -> None:
+def pip(wanted: Wanted, *args: object, env: dict[str, str] | None = None) -> None:
     """Run pip with its output in the log.
 
     Raises:
         Problem: it fails; with what it says.
     """
     done = subprocess.run(pip_command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          text=True, errors='replace')
+                          text=True, errors='replace', env=env)
     with wanted.log.open('a') as log:
         log.write(f'=== pip {" ".join(map(str, args))}\n{done.stdout}')
     if done.returncode:
-        raise Problem(f'pip {args[0]} fails: {first_error(done.stdout)} (log: {wanted.log}; pip '
-                      'honours PIP_INDEX_URL and its other settings)')
+        index = '' if '--no-index' in args else (
+            'Is the package index reachable? pip honours PIP_INDEX_URL and its other settings. ')
+        raise Problem(f'pip {args[0]} fails: {first_error(done.stdout)}. {index}Log: {wanted.log}')
 
 
 def first_error(output: str) -> str:
     """Return the first line of a compiler or of pip that tells of an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = re.compile(r'\berror\b|\bfatal\b|No space left', re.IGNORECASE)
+    told = re.compile(r'\b(error|fatal)\b(?!: Exception:$)|No space left', re.IGNORECASE)
     return next(filter(told.search, lines), lines[-1] if lines else 'it says nothing')
 
 
