@@ -136,7 +136,8 @@ def _reciprocal(x):
 def gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
     """x, its gate, 1 - gate without cancellation, and the deviation of z from the center."""
     deviation = z - center
-    power = tl.fma(-LOG2_E * slope * scale, deviation, -LOG2_E * offset)
+    # Constants second: to the interpreter of Triton 3.7 a constexpr times a tensor is a constexpr.
+    power = tl.fma(slope * -LOG2_E * scale, deviation, offset * -LOG2_E)
     # of 2; limited, so that the gate is not 0. NaN stays NaN.
     power = tl.minimum(power, 125.5, propagate_nan=tl.PropagateNan.ALL)
     exponential = tl.exp2(power)
