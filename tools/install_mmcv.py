@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
+from importlib import invalidate_caches, metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -409,6 +409,7 @@ def toolkit_of_index(wanted: Wanted) -> Path:
 def lay_out_toolkit(home: Path, name: str) -> None:
     """Link the files of NVIDIA's packages as in a CUDA toolkit: its lib64 has them as .so too."""
     shutil.rmtree(home, ignore_errors=True)
+    invalidate_caches()
     for packages in find_spec('nvidia').submodule_search_locations:
         for file in Path(packages).resolve().glob(f'{name}/*/*'):
             links = [home / file.parent.name / file.name]
