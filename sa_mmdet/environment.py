@@ -16,12 +16,6 @@ MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmde
 MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its names by the stack
 MMPRETRAIN_PARTS = ('datasets', 'models', 'evaluation', 'engine')  # what registers its classes
 
-HOW_TO_INSTALL = ('Install one of the two supported stacks, as docs/use.md says under '
-                  '"Installation": `make install` in the repository, or by hand torch, then '
-                  '`mmengine mmdet==3.3.0 "setuptools<81"` or `onedl-mmengine onedl-mmdetection`, '
-                  'then mmcv')
-
-
 def check_environment() -> None:
     """Import torch, mmengine, mmcv and mmdet, in this order.
 
@@ -84,15 +78,14 @@ def versions() -> dict[str, str]:
 def _check_package(package: str, minimum: str) -> None:
     if find_spec(package) is None:
         raise ImportError(f'sa_mmdet needs {package} >= {minimum}, which is not installed. '
-                          f'{HOW_TO_INSTALL}: {_install_mmcv()}')
+                          f'{_how_to_install()}')
     try:
         version = importlib.import_module(package).__version__
     except AssertionError as error:  # how mmdet refuses an mmcv or mmengine
-        raise ImportError(
-            f'{package} does not import: {error} {HOW_TO_INSTALL}: {_install_mmcv()}') from error
+        raise ImportError(f'{package} does not import: {error} {_how_to_install()}') from error
     if Version(version) < Version(minimum):
         raise ImportError(f'sa_mmdet needs {package} >= {minimum}, found {version}. '
-                          f'{HOW_TO_INSTALL}: {_install_mmcv()}')
+                          f'{_how_to_install()}')
 
 
 def _check_operators() -> None:
@@ -115,6 +108,13 @@ def _check_operators() -> None:
         warnings.warn(
             "mmcv's operators are compiled for the CPU alone: on the GPU, RoIAlign and NMS will "
             f'fail. Install them with CUDA: {_install_mmcv()}', RuntimeWarning, stacklevel=4)
+
+
+def _how_to_install() -> str:
+    return ('Install one of the two supported stacks, as docs/use.md says under "Installation": '
+            '`make install` in the repository, or by hand torch, then '
+            '`mmengine mmdet==3.3.0 "setuptools<81"` or `onedl-mmengine onedl-mmdetection`, '
+            f'then mmcv: {_install_mmcv()}')
 
 
 def _install_mmcv() -> str:

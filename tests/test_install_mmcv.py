@@ -146,6 +146,22 @@ def test_what_does_not_compile(machine):
     assert 'Traceback' not in output.split('error: mmcv')[1]
 
 
+@pytest.mark.parametrize(('output', 'told'), [
+    ('c++ -Wno-error=a -c b.cpp\nb.cpp:1:1: error: no type\n', 'b.cpp:1:1: error: no type'),
+    ('error: subprocess-exited-with-error\n| RuntimeError: g++ (8.5) is too old\n',
+     '| RuntimeError: g++ (8.5) is too old'),
+    ("ERROR: Exception:\nTraceback\nNo module named 'setuptools'\n",
+     "No module named 'setuptools'"),
+    ('nvcc fatal   : Unsupported gpu architecture\nerror: pip\n',
+     'nvcc fatal   : Unsupported gpu architecture'),
+    ('OSError: [Errno 28] No space left on device\n',
+     'OSError: [Errno 28] No space left on device'),
+    ('', 'it says nothing'),
+])
+def test_the_first_error(output, told):
+    assert install_mmcv.first_error(output) == told
+
+
 def test_no_network(machine):
     shutil.rmtree(machine.folder / 'index')
     status, output = machine.run()
@@ -293,7 +309,8 @@ def toolkits(monkeypatch, tmp_path):
             tmp_path / name for name in ('absent', *versions)])
 
         def choose(cuda='13.0', architectures=('9.0', )):
-            return install_mmcv.cuda_toolkit(Wanted('mmcv', cuda, architectures)).name, asked
+            monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', ';'.join(architectures))
+            return install_mmcv.cuda_toolkit(Wanted('mmcv', cuda)).name, asked
         return choose
     return make
 

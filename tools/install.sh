@@ -33,7 +33,7 @@ Log: $log"
 first_error() {
     awk -v before="$1" '
         NR > before && !error && !/subprocess-exited/ &&
-            tolower($0) ~ /(^|[^a-z])(error|fatal|no space left)([^a-z]|$)/ { error = $0 }
+            tolower($0) ~ /(error|fatal) *:|no space left/ { error = $0 }
         END { print error ? error : $0 }' "$log"
 }
 
@@ -73,7 +73,6 @@ check_machine
 mkdir -p "$venv"
 check_disk
 : >"$log"
-export CFLAGS="${CFLAGS:--g0}"  # debug information would only make the build longer
 network='Is the package index reachable? pip honours PIP_INDEX_URL and its other settings.'
 cd "$root"
 

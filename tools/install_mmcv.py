@@ -76,7 +76,6 @@ class Wanted:
     """The mmcv to install: which one, and what it is compiled for."""
     requirement: str  # such as onedl-mmcv==2.3.6
     cuda: str | None = None  # such as 13.0; None for the CPU alone
-    architectures: tuple[str, ...] = ()  # compute capabilities, such as 8.6 and 9.0
     given_log: Path | None = None
 
     @property
@@ -86,6 +85,10 @@ class Wanted:
     @property
     def log(self) -> Path:
         return self.given_log or self.folder / 'install.log'
+
+    @cached_property
+    def architectures(self) -> tuple[str, ...]:
+        return cuda_architectures() if self.cuda else ()
 
     @cached_property
     def folder(self) -> Path:
@@ -110,8 +113,7 @@ def main() -> None:
     parser.add_argument('--log', type=Path, help='file to which the output of pip is added')
     args = parser.parse_args()
     try:
-        cuda = cuda_version()
-        wanted = Wanted(args.requirement, cuda, cuda_architectures() if cuda else (), args.log)
+        wanted = Wanted(args.requirement, cuda_version(), args.log)
         if args.wheel_dir:
             args.wheel_dir.mkdir(parents=True, exist_ok=True)
             say(f'the wheel is {shutil.copy(compiled_wheel(wanted), args.wheel_dir)}')
@@ -504,9 +506,9 @@ def pip(wanted: Wanted, *args: object, env: dict[str, str] | None = None) -> Non
 
 
 def first_error(output: str) -> str:
-    """Return the first line of a compiler or of pip that tells of an error."""
+    """Return the first line of a compiler, of Python or of pip that tells of an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = re.compile(r'\b(error|fatal)\b(?!: Exception:$)|No space left', re.IGNORECASE)
+    told = re.compile(r'(error|fatal)\s*:(?! Exception:$| subprocess-exited)|No space left', re.I)
     return next(filter(told.search, lines), lines[-1] if lines else 'it says nothing')
 
 
