@@ -8,7 +8,7 @@ from .environment import check_environment
 check_environment()
 
 from .models import *  # noqa: E402, F403, I001
-from .engine import *  # noqa: E402, F403
+from .hooks import *  # noqa: E402, F403
 from .checkpoint import allow_mmengine_checkpoints  # noqa: E402
 from .version import __version__ as __version__  # noqa: E402
 

@@ -16,6 +16,7 @@ MINIMUM_VERSIONS = {'torch': '2.0', 'mmengine': '0.10.0', 'mmcv': '2.1.0', 'mmde
 MMPRETRAIN = {'openmmlab': 'mmpretrain', 'onedl': 'onedl-mmpretrain'}  # its names by the stack
 MMPRETRAIN_PARTS = ('datasets', 'models', 'evaluation', 'engine')  # what registers its classes
 
+
 def check_environment() -> None:
     """Import torch, mmengine, mmcv and mmdet, in this order.
 
@@ -45,13 +46,26 @@ def mmpretrain_problem() -> str | None:
             importlib.import_module(f'mmpretrain.{part}')
     except Exception as error:  # another torch's torchvision raises RuntimeError
         if 'torchvision' in str(error):
-            return _torchvision_problem(error)
+            return _other_torchvision(error)
         return (f'MMPretrain does not import ({error}): install it with what it requires, by '
                 f'`make install` or pip install {MMPRETRAIN[stack()]}')
     return None
 
 
-def _torchvision_problem(error: Exception) -> str:
+def torchvision_problem() -> str | None:
+    """Return why MMEngine cannot find torchvision's weights, with the remedy; None if it can."""
+    try:
+        importlib.import_module('torchvision')
+    except (ImportError, RuntimeError):  # the latter from another torch's torchvision
+        return ("the initial weights are torchvision's (torchvision://...), which MMEngine finds "
+                'through torchvision, and torchvision does not import. Install the torchvision of '
+                'your torch, or give a downloaded file, or another URL: --cfg-options '
+                'model.backbone.init_cfg.checkpoint=FILE; random weights by '
+                'model.backbone.init_cfg=None.')
+    return None
+
+
+def _other_torchvision(error: Exception) -> str:
     torch = importlib.import_module('torch').__version__
     return (f'MMPretrain imports torchvision, which does not load here ({error}): install that of '
             f'torch {torch}, built as that is, with CUDA or for the CPU')
@@ -94,7 +108,7 @@ def _check_operators() -> None:
     except (ImportError, RuntimeError) as error:
         if 'torchvision' in str(error):  # which MMDetection imports where MMPretrain is installed
             raise ImportError(
-                f'{_torchvision_problem(error)}. MMDetection imports MMPretrain where that is '
+                f'{_other_torchvision(error)}. MMDetection imports MMPretrain where that is '
                 'installed: without it there is no need of torchvision') from error
         if '_ext' not in f'{error} {getattr(error, "path", "")}':  # a library it needs is missing
             raise

@@ -19,10 +19,10 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from coco import CONFIGS, drawn_coco
-from sa_mmdet.checkpoint import ConversionError
 from sa_mmdet.models import (
     CBAM,
     AttentionResNet,
+    ConversionError,
     EfficientChannelAttention,
     SAResNet,
     ShuffleAttention,
@@ -614,7 +614,7 @@ def test_annotations_too_large_to_read_twice(tmp_path, monkeypatch, capsys, fold
     """Of these only the ends are looked at."""
     drawn_coco(tmp_path / 'data/coco')
     written('{"images": [' + ' ' * 100)(tmp_path / 'data/coco', 'train')
-    monkeypatch.setattr('sa_mmdet.datasets.coco.FULLY_READ', 64)
+    monkeypatch.setattr('sa_mmdet.apps.validate.coco.FULLY_READ', 64)
     refuses(['train.py', str(folder / 'small.py')],
             ('is damaged', 'train2017.json', 'Download it again'), tmp_path, monkeypatch, capsys)
 

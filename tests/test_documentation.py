@@ -25,9 +25,9 @@ from mmengine.registry import init_default_scope
 
 from coco import drawn_coco
 from pages import PAGES, ROOT, anchors, blocks, commands, inline_commands, links
-from sa_mmdet.configuration import check_detector, read_config
-from sa_mmdet.datasets import generate_shapes
-from sa_mmdet.engine import EpochSeedHook
+from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.validate.config import check_detector, read_config
+from sa_mmdet.hooks import EpochSeedHook
 from sa_mmdet.models import AttentionLayer
 
 pytestmark = pytest.mark.xdist_group('documentation')

@@ -11,9 +11,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.train import run_tool
 from sa_mmdet.checkpoint.read import is_whole, last_whole, load_weights
-from sa_mmdet.datasets import generate_shapes
-from sa_mmdet.launch import run_tool
 
 QUICKSTART = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 LIMIT = 300  # seconds, for anything that is waited for
@@ -21,7 +21,7 @@ LIMIT = 300  # seconds, for anything that is waited for
 # Imports everything once; each training is a fork of a process that has computed nothing yet.
 forkserver = multiprocessing.get_context('forkserver')
 forkserver.set_forkserver_preload(
-    ['sa_mmdet.launch', *(f'mmdet.{name}' for name in ('datasets', 'engine', 'evaluation'))])
+    ['sa_mmdet.apps.train', *(f'mmdet.{name}' for name in ('datasets', 'engine', 'evaluation'))])
 
 
 def narrow_quickstart(folder: Path, epochs: int, **settings) -> Path:

@@ -10,7 +10,7 @@ from zipfile import ZipFile
 import pytest
 import yaml
 
-from sa_mmdet.analysis import load_table
+from sa_mmdet.apps.paper.tables import load_table
 
 ROOT = Path(__file__).parents[1]
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())

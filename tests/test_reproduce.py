@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from coco import small_coco
+from sa_mmdet.apps.paper.curves import read_log
+from sa_mmdet.apps.paper.processes import locked
+from sa_mmdet.apps.paper.runs import ReproduceError
 from sa_mmdet.checkpoint import read_checkpoint
-from sa_mmdet.reproduce.processes import locked
-from sa_mmdet.reproduce.runs import ReproduceError
-from sa_mmdet.visualization.curves import read_log
 
 pytestmark = pytest.mark.xdist_group('reproduce')
 
@@ -146,7 +146,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_numbers(uninterrupted, tmp_p
 def test_a_finished_run_is_not_repeated(uninterrupted, coco_root, monkeypatch, capsys):
     result = uninterrupted / ROW / 'seed0/result.json'
     before = result.stat().st_mtime_ns
-    monkeypatch.setattr('sa_mmdet.reproduce.execute.run_child', None)
+    monkeypatch.setattr('sa_mmdet.apps.paper.execute.run_child', None)
     code, output = tool(monkeypatch, capsys, *command(uninterrupted, coco_root)[2:])
     assert code == 0
     assert '1 of 1 runs are finished' in output
@@ -171,7 +171,7 @@ def test_check(uninterrupted, monkeypatch, capsys):
 def test_ctrl_c(tmp_path, coco_root, monkeypatch, capsys):
     def interrupt(run, lock):
         raise KeyboardInterrupt
-    monkeypatch.setattr('sa_mmdet.reproduce.execute.bring_to_end', interrupt)
+    monkeypatch.setattr('sa_mmdet.apps.paper.execute.bring_to_end', interrupt)
     code, output = tool(monkeypatch, capsys, *command(tmp_path / 'w', coco_root)[2:])
     assert 'interrupted: the same command goes on from the last whole checkpoint' in code
     assert '[1/1] retinanet_sa-r50 seed 0: not started' in output

@@ -14,11 +14,10 @@ from mmengine.logging import MMLogger
 from rich.console import Console
 from rich.table import Table
 
-from sa_mmdet.benchmark.backbone import BackboneCase, measure_backbone
-from sa_mmdet.benchmark.contestants import NetworkCase
-from sa_mmdet.benchmark.measure import describe_machine
-from sa_mmdet.benchmark.operator import OperatorCase, measure_operator
-from sa_mmdet.benchmark.report import (
+from sa_mmdet.apps.speed.backbone import BackboneCase, measure_backbone
+from sa_mmdet.apps.speed.measure import describe_machine
+from sa_mmdet.apps.speed.operator import OperatorCase, measure_operator
+from sa_mmdet.apps.speed.report import (
     comparison_lines,
     comparison_plot,
     comparison_table,
@@ -28,9 +27,10 @@ from sa_mmdet.benchmark.report import (
     operator_plot,
     operator_table,
 )
-from sa_mmdet.benchmark.train import TrainCase, check_config, measure_training
-from sa_mmdet.configuration import ConfigError, read_config, reason
-from sa_mmdet.files import file_problem, write_atomically
+from sa_mmdet.apps.speed.train import TrainCase, check_config, measure_training
+from sa_mmdet.apps.speed.variants import NetworkCase
+from sa_mmdet.apps.validate.config import ConfigError, read_config, reason
+from sa_mmdet.checkpoint.files import file_problem, write_atomically
 from sa_mmdet.ops import triton_launch
 from sa_mmdet.ops.dispatch import IMPLEMENTATIONS, choose
 
@@ -170,7 +170,7 @@ def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) ->
         from triton import knobs  # noqa: F401
     except ImportError as error:
         sys.exit(f'error: {error}: --compile-only needs Triton 3.4 or newer, pip install triton')
-    from sa_mmdet.benchmark.compiled import compile_operator
+    from sa_mmdet.apps.speed.compiled import compile_operator
     rows = measure(args, compile_operator(case), title, compiled_table)
     print(*compiled_lines(rows), sep='\n')
     write(args, title, rows)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
-from sa_mmdet.analysis.complexity import (
+from sa_mmdet.apps.paper.complexity import (
     CLASSIFICATION_SHAPE,
     CONVENTIONS,
     DETECTION_SHAPE,
@@ -20,10 +20,10 @@ from sa_mmdet.analysis.complexity import (
     classifier_complexity,
     detector_complexity,
 )
-from sa_mmdet.analysis.complexity_table import compute_table, render, unexplained
-from sa_mmdet.analysis.paper import load_table
-from sa_mmdet.configuration import Overrides, check_detector, is_classifier, read_config
-from sa_mmdet.files import file_problem, write_atomically
+from sa_mmdet.apps.paper.complexity_table import compute_table, render, unexplained
+from sa_mmdet.apps.paper.tables import load_table
+from sa_mmdet.apps.validate.config import Overrides, check_detector, is_classifier, read_config
+from sa_mmdet.checkpoint.files import file_problem, write_atomically
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 

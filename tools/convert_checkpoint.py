@@ -4,9 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from sa_mmdet.apps.convert import convert_checkpoint
+from sa_mmdet.apps.validate.config import ConfigError, Overrides, check_detector, read_config
 from sa_mmdet.checkpoint import CheckpointError
-from sa_mmdet.checkpoint.files import convert_checkpoint
-from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_config
+from sa_mmdet.models import ConversionError
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,7 +34,7 @@ def main() -> None:
         config = read_config(args.config, args.cfg_options)
         check_detector(config)
         convert_checkpoint(config, args.checkpoint, args.out, args.verify)
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, ConversionError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -15,14 +15,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sa_mmdet.analysis.paper import DATASETS
-from sa_mmdet.analysis.report import write_report
-from sa_mmdet.configuration import ConfigError, Overrides, read_config
-from sa_mmdet.reproduce.benchmarks import BENCHMARKS, benchmark_of
-from sa_mmdet.reproduce.checks import find_problems, save_settings
-from sa_mmdet.reproduce.evaluation import check_result
-from sa_mmdet.reproduce.execute import execute, test_command, train_command
-from sa_mmdet.reproduce.runs import (
+from sa_mmdet.apps.paper.benchmarks import BENCHMARKS, benchmark_of
+from sa_mmdet.apps.paper.checks import find_problems, save_settings
+from sa_mmdet.apps.paper.evaluation import check_result
+from sa_mmdet.apps.paper.execute import execute, test_command, train_command
+from sa_mmdet.apps.paper.report import write_report
+from sa_mmdet.apps.paper.runs import (
     TABLES,
     ReproduceError,
     Run,
@@ -32,7 +30,9 @@ from sa_mmdet.reproduce.runs import (
     read_result,
     select_rows,
 )
-from sa_mmdet.reproduce.weights import imagenet_backbones
+from sa_mmdet.apps.paper.tables import DATASETS
+from sa_mmdet.apps.paper.weights import imagenet_backbones
+from sa_mmdet.apps.validate.config import ConfigError, Overrides, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 

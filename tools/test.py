@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Test a detector by MMDetection's test.py, or a classifier by MMPretrain's; see --help."""
-from sa_mmdet.launch import run_tool
+from sa_mmdet.apps.train import run_tool
 
 if __name__ == '__main__':
     run_tool('test.py', splits=('test', ))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Train a detector by MMDetection's train.py, or a classifier by MMPretrain's; see --help."""
-from sa_mmdet.launch import run_tool
+from sa_mmdet.apps.train import run_tool
 
 if __name__ == '__main__':
     run_tool('train.py', splits=('train', 'val'))

@@ -11,21 +11,21 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from sa_mmdet.checkpoint import CheckpointError
-from sa_mmdet.configuration import ConfigError, Overrides, check_detector, read_config
-from sa_mmdet.environment import versions
-from sa_mmdet.files import folder_problem
-from sa_mmdet.preflight import check_data
-from sa_mmdet.visualization.detector import Detector, find_class, find_device, load_detector
-from sa_mmdet.visualization.grad_cam import check_captum
-from sa_mmdet.visualization.modes import Look, check_look, draw_sections
-from sa_mmdet.visualization.page import write_page
-from sa_mmdet.visualization.pictures import (
+from sa_mmdet.apps.preflight import check_data
+from sa_mmdet.apps.validate.config import ConfigError, Overrides, check_detector, read_config
+from sa_mmdet.apps.visualize.detector import Detector, find_class, find_device, load_detector
+from sa_mmdet.apps.visualize.grad_cam import check_captum
+from sa_mmdet.apps.visualize.modes import Options, check_options, draw_sections
+from sa_mmdet.apps.visualize.page import write_page
+from sa_mmdet.apps.visualize.pictures import (
     Picture,
     find_images,
     pictures_of_dataset,
     pictures_of_files,
 )
+from sa_mmdet.checkpoint import CheckpointError
+from sa_mmdet.checkpoint.files import folder_problem
+from sa_mmdet.environment import versions
 
 TITLES = {
     'predict': 'Predictions',
@@ -153,13 +153,13 @@ def visualize(args: argparse.Namespace) -> Path:
         other_name(args.config, Path(compared[0])),
         load_detector(other_config, Path(compared[1]), device), other_config)
     classes = getattr(args, 'classes', None)
-    look = Look(
+    options = Options(
         detector, args.pred_score_thr, getattr(args, 'layer', None),
         [find_class(detector.model, name) for name in classes] if classes else None,
         getattr(args, 'boxes', None), other)
-    check_look(args.mode, look)
+    check_options(args.mode, options)
     args.out_dir.mkdir(parents=True, exist_ok=True)
-    sections = draw_sections(args.mode, look, pictures, args.out_dir)
+    sections = draw_sections(args.mode, options, pictures, args.out_dir)
     page = args.out_dir / f'{args.mode}.html'
     write_page(page, TITLES[args.mode], facts(args, device), sections)
     return page

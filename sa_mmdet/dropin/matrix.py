@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Lock
 
+from ..checkpoint.files import write_atomically
 from ..environment import versions
-from ..files import write_atomically
 from .attempt import attempt
 from .changes import UNCHANGED
 from .families import family_names, find_family

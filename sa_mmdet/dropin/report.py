@@ -2,7 +2,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..files import write_atomically
+from ..checkpoint.files import write_atomically
 from .changes import BACKBONE, PLUGIN
 from .matrix import CANNOT_RUN, FAILS, WORKS, MatrixError, read_results
 

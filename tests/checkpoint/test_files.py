@@ -1,216 +1,25 @@
-"""tools/convert_checkpoint.py as a command."""
-import os
-import runpy
-import sys
-from pathlib import Path
-
-import numpy as np
 import pytest
-import torch
-from mmdet.models.backbones import ResNet, ResNeXt
-from mmdet.registry import MODELS
-from mmengine.config import Config
-from mmengine.logging import HistoryBuffer
-from mmengine.registry import init_default_scope
 
-from networks import image, randomised
-from sa_mmdet.models import SAResNet
-
-ROOT = Path(__file__).parents[2]
-SA = ROOT / 'configs/retinanet/retinanet_sa-r50_fpn_1x_coco.py'
-PLAIN = ROOT / 'configs/retinanet/retinanet_r50_fpn_1x_coco.py'
+from sa_mmdet.checkpoint.files import atomic_file, write_atomically
 
 
-@pytest.fixture
-def convert(monkeypatch):
-    """Run the tool in this process: raises SystemExit with its message."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
-        runpy.run_path(str(ROOT / 'tools/convert_checkpoint.py'), run_name='__main__')
-
-    return run
+def test_a_file_is_replaced_as_a_whole(tmp_path):
+    path = tmp_path / 'a.txt'
+    write_atomically(path, 'first')
+    write_atomically(path, b'second')
+    assert path.read_bytes() == b'second'
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
-@pytest.fixture
-def converted(convert, capsys):
-    """Run the tool: what it printed, and the checkpoint that it wrote."""
-
-    def run(*args):
-        convert(*args)
-        return capsys.readouterr().out, torch.load(args[2], weights_only=True)
-
-    return run
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('before')
+    with pytest.raises(ZeroDivisionError), atomic_file(path) as file:
+        file.writelines(b'a part' for size in (1, 0) if 1 // size)
+    assert path.read_text() == 'before'
+    assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture(scope='module')
-def resnet():
-    return randomised(ResNet(50))
-
-
-def assert_backbone(state, plain):
-    model = SAResNet(50, convert_weights=False)
-    model.load_state_dict(state, strict=True)
-    model.eval()
-    with torch.no_grad():
-        for x, y in zip(plain(image()), model(image()), strict=True):
-            assert (x - y).abs().max() < 1e-5 * x.abs().max()
-
-
-@pytest.mark.parametrize(('prefix', 'others'), [
-    ('', ['fc.weight', 'fc.bias']), ('backbone.', ['head.fc.weight']),
-    ('module.', ['module.fc.weight']),
-], ids=['torchvision', 'mmpretrain', 'module'])
-def test_plain_classifiers(tmp_path, resnet, converted, prefix, others):
-    state = {prefix + key: value for key, value in resnet.state_dict().items()}
-    state.update({key: torch.zeros(3) for key in others})
-    source = tmp_path / 'a.pth'
-    torch.save(dict(state_dict=state) if prefix else state, source)
-    output, checkpoint = converted(SA, source, tmp_path / 'b.pth', '--verify')
-    assert output.count('largest difference') == 4
-    assert_backbone(checkpoint['state_dict'], resnet)
-    assert checkpoint['meta']['converted_from'] == str(source)
-    assert checkpoint['meta']['bottlenecks_converted'] == 16
-    assert sorted(os.listdir(tmp_path)) == ['a.pth', 'b.pth']
-
-
-def test_a_backbone_in_channels_last(tmp_path, resnet, converted):
-    config = tmp_path / 'mine.py'
-    config.write_text(f"_base_ = '{SA}'\nmodel = dict(backbone=dict(channels_last=True))\n")
-    torch.save(resnet.state_dict(), tmp_path / 'a.pth')
-    output, checkpoint = converted(config, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
-    assert output.count('largest difference') == 4
-    assert_backbone(checkpoint['state_dict'], resnet)
-
-
-def test_authors_classifier_keeps_its_attention(tmp_path, converted):
-    model = randomised(SAResNet(50))
-    state = {f'module.{key}': value for key, value in model.state_dict().items()}
-    torch.save(dict(state_dict=state | {'module.fc.weight': torch.zeros(3)}, epoch=100),
-               tmp_path / 'a.pth')
-    _, checkpoint = converted(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
-    assert checkpoint['state_dict'].keys() == model.state_dict().keys()
-    for key, value in model.state_dict().items():
-        assert torch.equal(checkpoint['state_dict'][key], value)
-
-
-def test_classifier_for_a_detector_without_attention(tmp_path, resnet, converted):
-    """It is renamed; one with attention is refused."""
-    state = {f'backbone.{key}': value for key, value in resnet.state_dict().items()}
-    torch.save(dict(state_dict=state | {'head.fc.weight': torch.zeros(3)}), tmp_path / 'a.pth')
-    output, checkpoint = converted(PLAIN, tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert 'the network of the config has no attention: the weights stay as they are' in output
-    assert checkpoint['state_dict'].keys() == resnet.state_dict().keys()
-    for key, value in resnet.state_dict().items():
-        assert torch.equal(checkpoint['state_dict'][key], value)
-
-    torch.save(SAResNet(50).state_dict(), tmp_path / 'sa.pth')
-    with pytest.raises(SystemExit, match=r'has, beyond the network of the config, layer1\.0\.sa\.'):
-        converted(PLAIN, tmp_path / 'sa.pth', tmp_path / 'c.pth')
-
-
-def test_whole_detector_drops_the_optimizer(tmp_path, converted):
-    init_default_scope('mmdet')
-    cfg = Config.fromfile(PLAIN).model
-    cfg.backbone.init_cfg = None
-    plain = MODELS.build(cfg)
-    plain.backbone = randomised(plain.backbone)
-    history = HistoryBuffer(np.arange(3.), np.ones(3))
-    torch.save(dict(meta=dict(dataset_meta=dict(classes=('a', ))), state_dict=plain.state_dict(),
-                    optimizer=dict(state={}), message_hub=dict(log_scalars=dict(loss=history))),
-               tmp_path / 'a.pth')
-    output, checkpoint = converted(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
-    assert 'not carried over, as training starts anew: optimizer, message_hub' in output
-    assert checkpoint.keys() == {'meta', 'state_dict'}
-    assert checkpoint['meta']['dataset_meta'] == dict(classes=('a', ))
-    state = checkpoint['state_dict']
-    assert torch.equal(state['neck.lateral_convs.0.conv.weight'],
-                       plain.neck.lateral_convs[0].conv.weight)
-    assert_backbone({key.removeprefix('backbone.'): value for key, value in state.items()
-                     if key.startswith('backbone.')}, plain.backbone)
-    again, _ = converted(SA, tmp_path / 'b.pth', tmp_path / 'c.pth')
-    assert 'has its attention already' in again
-
-
-def test_attention_that_cannot_be_neutral(tmp_path, resnet, convert):
-    torch.save(resnet.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(SystemExit, match=r"^error: .*\.sa cannot be .* fc='none' the gates"):
-        convert(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', '--cfg-options',
-                'model.backbone.attention.fc=none')
-    assert not (tmp_path / 'b.pth').exists()
-
-
-def test_plugin_of_resnext(tmp_path, converted):
-    plain = randomised(ResNeXt(depth=50, groups=32, base_width=4))
-    (tmp_path / 'config.py').write_text(f'''
-_base_ = {str(PLAIN)!r}
-plugin = dict(cfg=dict(type='ShuffleAttention'), position='after_conv3')
-model = dict(backbone=dict(type='ResNeXt', groups=32, base_width=4, plugins=[plugin]))
-''')
-    torch.save(plain.state_dict(), tmp_path / 'a.pth')
-    output, checkpoint = converted(tmp_path / 'config.py', tmp_path / 'a.pth', tmp_path / 'b.pth',
-                                   '--verify')
-    assert output.count('largest difference') == 4
-    assert 'layer3.4.sa.cbias' in checkpoint['state_dict']
-
-
-class _Attack:
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path, )
-
-
-def _truncated(path, state):
-    torch.save(state, path)
-    path.write_bytes(path.read_bytes()[:-1000])
-
-
-def _half(path, state):
-    state['layer1.0.sa.cweight'] = torch.zeros(1, 2, 1, 1)
-    torch.save(state, path)
-
-
-@pytest.mark.parametrize(('write', 'message'), [
-    (lambda path, state: None, 'a.pth does not exist'),
-    (_truncated, 'not a checkpoint of PyTorch, or damaged'),
-    (lambda path, state: path.write_text('hello'), 'not a checkpoint of PyTorch, or damaged'),
-    (lambda path, state: path.write_bytes(b''), 'not a checkpoint of PyTorch, or damaged'),
-    (lambda path, state: torch.save([1, 2], path), 'holds no state dict of tensors'),
-    (lambda path, state: torch.save(dict(state_dict=_Attack(f'{path}.attacked')), path),
-     'holds more than weights (posix.mkdir), which could run any program'),
-    (lambda path, state: torch.save(ResNet(101).state_dict(), path),
-     'has, beyond the network of the config, layer3.6.conv1.weight'),
-    (lambda path, state: torch.save(ResNet(18).state_dict(), path), 'lacks layer1.0.conv3.weight'),
-    (lambda path, state: torch.save({f'encoder.{k}': v for k, v in state.items()}, path),
-     'no name in the checkpoint is one of the network: it has encoder.conv1.weight'),
-    (_half, 'has 1 of the 96 parameters'),
-    (lambda path, state: torch.save(
-        {k: v for k, v in state.items() if k != 'layer1.0.conv1.weight'}, path),
-     'lacks layer1.0.conv1.weight'),
-], ids=['missing', 'truncated', 'text', 'empty', 'list', 'attack', 'deeper', 'shallower', 'prefix',
-        'half', 'incomplete'])
-def test_bad_checkpoints(tmp_path, resnet, convert, write, message):
-    write(tmp_path / 'a.pth', dict(resnet.state_dict()))
-    before = sorted(os.listdir(tmp_path))
-    with pytest.raises(SystemExit) as exit_:
-        convert(SA, tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert exit_.value.code.startswith('error: ')
-    assert message in exit_.value.code
-    assert '\n' not in exit_.value.code
-    assert sorted(os.listdir(tmp_path)) == before
-
-
-@pytest.mark.parametrize(('config', 'out', 'message'), [
-    (SA, 'a.pth', 'a.pth exists: remove it'),
-    (SA, 'no/b.pth', 'no is not a folder that can be written to'),
-    ('no.py', 'b.pth', 'config no.py does not exist'),
-], ids=['exists', 'folder', 'config'])
-def test_bad_targets_and_configs(tmp_path, resnet, convert, config, out, message):
-    torch.save(resnet.state_dict(), tmp_path / 'a.pth')
-    with pytest.raises(SystemExit, match=r'^error: ') as exit_:
-        convert(config, tmp_path / 'a.pth', tmp_path / out)
-    assert message in exit_.value.code
-    assert os.listdir(tmp_path) == ['a.pth']
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomically(tmp_path / 'none/a.txt', '')

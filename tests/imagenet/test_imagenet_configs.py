@@ -3,8 +3,8 @@ import pytest
 from mmengine.config import Config
 
 from image_folder import CONFIGS
-from sa_mmdet.analysis.complexity_table import classifier_backbone
-from sa_mmdet.analysis.paper import load_table
+from sa_mmdet.apps.paper.complexity_table import classifier_backbone
+from sa_mmdet.apps.paper.tables import load_table
 
 ROWS = {row.name: row for table in (1, 2) for row in load_table(table)}
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from image_folder import CONFIGS, as_arguments, config_of, small_options
+from sa_mmdet.apps.paper.weights import identify_backbone
 from sa_mmdet.checkpoint import read_checkpoint
-from sa_mmdet.reproduce.weights import identify_backbone
 
 pytestmark = pytest.mark.xdist_group('reproduce_imagenet')
 

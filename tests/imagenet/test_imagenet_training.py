@@ -11,8 +11,8 @@ from mmengine.registry import init_default_scope
 
 from image_folder import CONFIGS, as_arguments, config_of, small_options
 from networks import assert_same_outputs, image
+from sa_mmdet.apps.validate.config import read_config
 from sa_mmdet.checkpoint import read_checkpoint
-from sa_mmdet.configuration import read_config
 
 # By row: the detector that its weights go into, and the options that this takes.
 METHODS = {

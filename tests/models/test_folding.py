@@ -6,7 +6,7 @@ from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 from torch import nn
 
 from networks import assert_same_outputs, image, randomised
-from sa_mmdet.benchmark.measure import peak_memory
+from sa_mmdet.apps.speed.measure import peak_memory
 from sa_mmdet.models import SAResNet
 from sa_mmdet.models.backbones import folding
 from sa_mmdet.ops import implementations

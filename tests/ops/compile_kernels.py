@@ -4,8 +4,8 @@ Triton's interpreter runs what its compiler refuses. Run by test_compilation.py.
 """
 import torch
 
-from sa_mmdet.benchmark.compiled import compile_operator, driver_of, launches
-from sa_mmdet.benchmark.operator import OperatorCase
+from sa_mmdet.apps.speed.compiled import compile_operator, driver_of, launches
+from sa_mmdet.apps.speed.operator import OperatorCase
 from sa_mmdet.ops import triton_launch
 
 LAYOUTS = torch.contiguous_format, torch.channels_last

@@ -13,7 +13,7 @@ from fused import (
     shuffle_attention,
 )
 
-from sa_mmdet.benchmark.measure import peak_memory
+from sa_mmdet.apps.speed.measure import peak_memory
 from sa_mmdet.ops import cpp, triton_launch
 from sa_mmdet.ops.reference import channel_shuffle, shuffle_attention_reference
 

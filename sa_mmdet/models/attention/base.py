@@ -139,7 +139,7 @@ class AttentionLayer(nn.Module):
             height, width: of the input, in pixels.
 
         Returns:
-            Counts by kind, for a counting convention to weigh (``sa_mmdet.analysis``):
+            Counts by kind, for a counting convention to weigh (``sa_mmdet.apps.paper``):
             'pool', elements reduced over positions; 'channel_pool', over channels; 'linear',
             'conv1d', 'similarity', multiply-adds; 'conv', multiply-adds and additions of biases;
             'batch_norm', 'group_norm', elements normalised; 'gate', multiplications of an element

@@ -9,7 +9,7 @@ from ...ops import reference
 from ...ops.dispatch import route
 from ...ops.functional import compute
 from ..attention import ShuffleAttention
-from .folding import BATCH_NORMS, conv_norm, is_watched
+from .folding import BATCH_NORMS, conv_norm, has_hooks
 
 
 class AttentionBottleneck(Bottleneck):
@@ -43,7 +43,7 @@ class AttentionBottleneck(Bottleneck):
 
     def _downsampled(self, x: Tensor, chosen: ModuleType | None) -> Tensor:
         downsample = self.downsample
-        if type(downsample) is not nn.Sequential or is_watched(downsample):
+        if type(downsample) is not nn.Sequential or has_hooks(downsample):
             return downsample(x)
         *pool, conv, norm = downsample
         for layer in pool:
@@ -76,6 +76,6 @@ class AttentionBottleneck(Bottleneck):
         is_frozen = (type(norm).forward in BATCH_NORMS and not norm.training
                      and norm.weight is not None and norm.bias is not None
                      and norm.running_mean is not None)
-        if not (is_frozen or type(norm) is nn.Identity) or is_watched(norm, attention, relu):
+        if not (is_frozen or type(norm) is nn.Identity) or has_hooks(norm, attention, relu):
             return None
         return attention

@@ -3,10 +3,11 @@ from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from ...checkpoint import TORCHVISION_MISSING, convert_on_load
+from ...environment import torchvision_problem
 from ...ops.dispatch import route
 from ..attention import ShuffleAttention
 from ..attention.base import check_bool, check_feature_map
+from ..convert import convert_on_load
 from .arguments import STAGES, check_names, check_plugins, check_stages, find_layer
 from .attention_bottleneck import AttentionBottleneck
 from .channels_last import in_channels_last
@@ -123,10 +124,10 @@ class AttentionResNet(ResNet):
         """
         try:
             super().init_weights()
-        except (ImportError, RuntimeError) as error:  # the latter from another torch's torchvision
-            if 'torchvision' not in str(error):
-                raise
-            raise ImportError(TORCHVISION_MISSING, name='torchvision') from error
+        except (ImportError, RuntimeError) as error:
+            if problem := torchvision_problem():
+                raise ImportError(problem, name='torchvision') from error
+            raise
 
     def train(self, mode: bool = True) -> 'AttentionResNet':
         """Set the training mode, normalisation and frozen stages excepted; return the module.

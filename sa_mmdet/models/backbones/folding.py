@@ -12,7 +12,7 @@ from ...ops import reference
 BATCH_NORMS = nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward
 
 
-def is_watched(*layers: nn.Module) -> bool:
+def has_hooks(*layers: nn.Module) -> bool:
     """Return whether somebody hooked into the calls of a layer, or replaced its ``forward``."""
     for layer in layers:
         if (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
@@ -42,7 +42,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | 
             or type(norm).forward not in BATCH_NORMS or norm.weight is None or norm.bias is None
             or norm.running_mean is None or x.dtype not in (torch.float32, torch.float64)
             or not x.dtype == weight.dtype == norm.weight.dtype == norm.running_var.dtype
-            or is_watched(conv, norm)):
+            or has_hooks(conv, norm)):
         return norm(conv(x))
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     shift = norm.bias - norm.running_mean * scale

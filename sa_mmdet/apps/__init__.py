@@ -1,0 +1,1 @@
+"""The programs behind tools/; the library imports none of them."""

@@ -1,0 +1,163 @@
+"""Convert checkpoint files: from plain networks, the authors' classifiers and MMPretrain's."""
+import copy
+import os
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from ..checkpoint.files import atomic_file, sha256
+from ..checkpoint.read import read_checkpoint
+from ..models.attention import AttentionLayer
+from ..models.backbones import AttentionResNet
+from ..models.convert import ConversionError, attention_blocks, convert_state_dict, listed
+from ..version import __version__
+
+CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
+NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
+
+
+def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False) -> None:
+    """Write the weights in ``source`` as weights for the detector, or its backbone, of ``config``.
+
+    ``source`` is a detector's checkpoint (then ``target`` is one too), or one of a backbone or a
+    classifier: torchvision's, MMPretrain's, the authors' (then ``target`` holds the backbone, for
+    ``init_cfg=dict(type='Pretrained', checkpoint=target)``). Weights without attention are
+    converted; weights that have it, or are for a network that has none, are only renamed.
+
+    Args:
+        config: of a detector, with attention in its backbone, as backbone or as plugin, or without.
+        source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
+        target: the file to write; must not exist.
+        verify: compare the backbone's outputs before and after, on random input in float64.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read or (``ConversionError``) converted,
+            ``target`` exists or cannot be written, or the verification fails; nothing is written
+            then.
+    """
+    _check_target(target)
+    checkpoint = read_checkpoint(source)
+    init_default_scope('mmdet')
+    model = _build(config.model)
+    state, whole = _network_state(checkpoint['state_dict'], model)
+    dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
+    if dropped:
+        print(f'not carried over, as training starts anew: {", ".join(dropped)}')
+
+    network, prefix = (model, 'backbone.') if whole else (model.backbone, '')
+    plain = dict(state)
+    converted = convert_state_dict(network, state)
+    _check_keys(network, state)
+    if converted:
+        print(f'{converted} bottlenecks converted')
+    else:
+        kept = ('the checkpoint has its attention already' if any(attention_blocks(model)) else
+                'the network of the config has no attention')
+        print(f'{kept}: the weights stay as they are')
+    if verify:
+        if converted:
+            _verify(config.model.backbone, plain, state, prefix)
+        else:
+            print('nothing to verify: there is no network without attention to compare with')
+
+    meta = dict(
+        converted_from=str(source), sha256=sha256(source),
+        bottlenecks_converted=converted, sa_mmdet_version=__version__)
+    if whole and 'dataset_meta' in checkpoint.get('meta', {}):
+        meta['dataset_meta'] = checkpoint['meta']['dataset_meta']
+    _write(dict(meta=meta, state_dict=state), target)
+    print(f'wrote the {"detector" if whole else "backbone"} to {target}')
+
+
+def _check_target(target: Path) -> None:
+    if target.exists():
+        raise ConversionError(f'{target} exists: remove it, or choose another name')
+    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
+        raise ConversionError(f'{target.parent} is not a folder that can be written to: '
+                              'make it, or choose another')
+
+
+def _build(cfg: ConfigDict) -> nn.Module:
+    """Build a model without its initial weights, which are not needed here."""
+    cfg = copy.deepcopy(cfg)
+    (cfg.backbone if 'backbone' in cfg else cfg).init_cfg = None
+    return MODELS.build(cfg)
+
+
+def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
+    """The weights under the network's own names, and whether they are a whole detector's."""
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    names = detector.state_dict().keys()
+    if any(key in names for key in state if not key.startswith('backbone.')):
+        return state, True
+    state = {key.removeprefix('backbone.'): value for key, value in state.items()
+             if not key.startswith(CLASSIFIER_PARTS)}
+    backbone = detector.backbone.state_dict()
+    if not any(key in backbone for key in state):
+        raise ConversionError(
+            f'no name in the checkpoint is one of the network: it has {next(iter(state), "none")}, '
+            f'the backbone {next(iter(backbone))}. Is it another network, or under another prefix?')
+    return state, False
+
+
+def _check_keys(network: nn.Module, state: dict) -> None:
+    """Every parameter has its value, of its shape, and there are no others."""
+    expected = network.state_dict()
+    missing = [key for key in expected
+               if key not in state and not key.endswith('num_batches_tracked')]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [f'{key} {tuple(value.shape)} where {tuple(expected[key].shape)} is needed'
+              for key, value in state.items()
+              if key in expected and value.shape != expected[key].shape]
+    kinds = [f'{key} of {value.dtype} where {expected[key].dtype} is needed'
+             for key, value in state.items()
+             if key in expected and value.is_floating_point() != expected[key].is_floating_point()]
+    for what, found in (('lacks', missing), ('has, beyond the network of the config,', unexpected),
+                        ('has', shapes), ('has', kinds)):
+        if found:
+            raise ConversionError(f'the checkpoint {what} {listed(found)}: give one of the same '
+                                  'network as the config, or the config of the same')
+
+
+def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
+    """The config of the same backbone without its attention."""
+    cfg = copy.deepcopy(cfg)
+    if issubclass(MODELS.get(cfg.type), AttentionResNet):
+        cfg.type = 'mmdet.ResNet'
+        for key in AttentionResNet.own_arguments:
+            cfg.pop(key, None)
+    if cfg.get('plugins'):
+        cfg.plugins = [plugin for plugin in cfg.plugins
+                       if not issubclass(MODELS.get(plugin['cfg']['type']), AttentionLayer)] or None
+    return cfg
+
+
+def _verify(cfg: ConfigDict, plain: dict, converted: dict, prefix: str, size: int = 96) -> None:
+    """Print the largest difference of every output; raise where it is more than rounding."""
+    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    outputs = []
+    for backbone, state in ((_build(_plain_backbone(cfg)), plain), (_build(cfg), converted)):
+        backbone.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
+                                  if key.startswith(prefix)}, strict=False)
+        backbone.double().eval()
+        with torch.no_grad():
+            outputs.append(backbone(image))
+    for index, (before, after) in enumerate(zip(*outputs, strict=True)):
+        difference = (after - before).abs().max().item()
+        scale = before.abs().max().item()
+        print(f'output {index}: largest difference {difference:.3g} of values up to {scale:.3g}')
+        if not difference <= 1e-5 * scale:
+            raise ConversionError(f'verification failed: output {index} differs')
+
+
+def _write(checkpoint: dict, target: Path) -> None:
+    """Write the whole file or nothing."""
+    try:
+        with atomic_file(target) as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:
+        raise ConversionError(f'{target} could not be written: {error}') from error

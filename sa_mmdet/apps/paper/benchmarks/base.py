@@ -1,0 +1,90 @@
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..tables import Row
+
+SPLITS = ('train', 'val', 'test')
+
+
+class Benchmark(ABC):
+    """A data set with its metrics: where it lies, what it must hold, how a run's figures are made.
+
+    A run is evaluated by tasks: 'bbox' and 'segm' of a detector, 'accuracy' of a classifier. For
+    each of them the test saves what was predicted for every image, and the figures are computed
+    from that file.
+
+    Attributes:
+        name: 'ImageNet' or 'COCO'.
+        data_root, work_dir: the usual places, relative to the folder of a command.
+        scope: MMEngine's, in which models are built; also the package whose tools train and test.
+        dataset_keys: what the config of a data set must say.
+        bytes_of_predictions: for all images, by task.
+    """
+
+    name: str
+    data_root: Path
+    work_dir: Path
+    scope: str
+    dataset_keys: tuple[str, ...]
+    bytes_of_predictions: dict[str, int]
+
+    @abstractmethod
+    def tasks(self, row: Row) -> tuple[str, ...]:
+        """By which a row is evaluated."""
+
+    @abstractmethod
+    def place(self, config: Config, data_root: Path) -> None:
+        """Have a config read the data under ``data_root``."""
+
+    @abstractmethod
+    def save_predictions(self, config: Config, folder: Path) -> None:
+        """Have the test of a config save its predictions in a folder."""
+
+    @abstractmethod
+    def prediction_file(self, folder: Path, task: str) -> Path:
+        """What ``save_predictions`` has the test write."""
+
+    def software_problem(self) -> str | None:
+        """For people: what is missing to train on it at all, beyond what the package needs."""
+        return None
+
+    @abstractmethod
+    def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+        """What is wrong with the data of a config, sentences for people.
+
+        Args:
+            config: of a run.
+            splits: what is read of it, all of 'train', 'val' and 'test' or 'test' alone.
+        """
+
+    @abstractmethod
+    def describe(self, config: Config) -> dict:
+        """What a config is tested on.
+
+        Returns:
+            'images', their number; 'is_papers', whether they are those of the paper; 'label', for
+            people; and what ``change`` and ``evaluate`` need.
+        """
+
+    @abstractmethod
+    def change(self, evaluated_on: dict) -> str | None:
+        """For people: whether what ``describe`` told of is not there any more, or another now."""
+
+    @abstractmethod
+    def evaluate(self, evaluated_on: dict, predictions: Path, task: str) -> dict[str, float]:
+        """The metrics of a file of predictions, in [0, 1]; -1 where there is nothing to count.
+
+        Raises:
+            ValueError: the file is not of these images.
+        """
+
+    @abstractmethod
+    def logged(self, task: str) -> dict[str, str]:
+        """By metric, under which name the test logs it."""
+
+    @abstractmethod
+    def is_as_logged(self, value: float, logged: float) -> bool:
+        """Whether a metric of ``evaluate`` is what the test logged, to the log's precision."""

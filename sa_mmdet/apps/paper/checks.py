@@ -1,0 +1,222 @@
+"""Everything that could fail after days, tried in seconds before anything starts."""
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmcv.ops import get_compiling_cuda_version
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from ...checkpoint.files import folder_problem, sha256, write_atomically
+from ...models.convert import listed
+from ..train import tools_of
+from ..validate.config import ConfigError, check_epochs, read_config, reason
+from .benchmarks import SPLITS, Benchmark
+from .runs import ReproduceError, Run, Settings, read_result
+from .weights import checkpoint_problem, initial_weights_problem
+
+SETTINGS_FILE = 'settings.json'
+BYTES_PER_PARAMETER = 8  # float32, and its momentum
+CHECKPOINTS_AT_ONCE = 3  # two that are kept, and the one being written
+
+
+def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """Try what could fail later.
+
+    Yields:
+        The name of a check, and what it found wrong: sentences for people, nothing if all is well.
+    """
+    benchmark = runs[0].benchmark  # the rows of a command are of one
+    missing = benchmark.software_problem()
+    yield 'software', [missing] if missing else list(_software_problems(benchmark, settings))
+    if missing:
+        return
+    configs, broken = _build_configs(runs)
+    yield 'configs', broken
+    if broken:
+        return
+    yield 'work dir', list(_work_dir_problems(runs, settings))
+    data = [problem for run in _distinct_data(runs)
+            for problem in benchmark.data_problems(
+                run.config, SPLITS if run.trains else ('test', ))]
+    yield 'data set', list(dict.fromkeys(data))
+    yield 'weights', list(_weights_problems(configs, settings))
+    yield 'disk', list(disk_problems(runs, settings.work_dir))
+
+
+def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
+    """The configs by row, and a sentence for each whose model does not build."""
+    configs, problems = {}, []
+    for run in runs:
+        if run.row.name in configs:
+            continue
+        try:
+            configs[run.row.name] = run.config
+            _build_model(run.config)
+            _check_parts(run)
+        except Exception as error:  # a config can be wrong in any way
+            problems.append(f'{run.row.name}: its config does not build: {reason(error)}')
+    return configs, problems
+
+
+def _check_parts(run: Run) -> None:
+    """Raise ValueError where a part that every run needs is missing or has another form."""
+    config = run.config
+    for split in SPLITS:
+        for part in ('dataloader', 'evaluator') if split != 'train' else ('dataloader', ):
+            name = f'{split}_{part}'
+            if not config.get(name):
+                raise ValueError(f'it has {name}={config.get(name)!r}, which every run needs')
+        dataset = config[f'{split}_dataloader'].get('dataset', {})
+        for key in run.benchmark.dataset_keys:
+            if not dataset.get(key):
+                raise ValueError(f'{split}_dataloader.dataset.{key} must say where the data is, '
+                                 f'got {dataset.get(key)!r}')
+    check_epochs(config)
+
+
+def _software_problems(benchmark: Benchmark, settings: Settings) -> Iterator[str]:
+    tools = tools_of(benchmark.scope)
+    missing = [name for name in ('train.py', 'test.py') if not (tools / name).is_file()]
+    if missing:
+        yield (f'{", ".join(missing)} of {benchmark.scope} are not in {tools}: install it from a '
+               'wheel')
+    if settings.slurm:
+        if shutil.which('srun') is None:
+            yield '--slurm needs srun, which is not on the PATH of this machine'
+        return
+    found = torch.cuda.device_count()
+    if settings.gpus > found:
+        yield (f'too few GPUs: --gpus {settings.gpus}, but PyTorch sees {found}. Give --gpus '
+               f'{found}' + (', one process on the CPU' if not found else ''))
+    detects = benchmark.scope == 'mmdet'
+    if settings.gpus and detects and get_compiling_cuda_version() == 'not available':
+        yield "mmcv's operators were built without CUDA: install again on a machine with nvcc"
+
+
+def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
+    place = settings.work_dir
+    if problem := folder_problem(place):
+        yield f'{problem}: choose another --work-dir'
+        return
+    differing = list(_other_settings(settings))
+    yield from differing or (problem for run in runs for problem in _other_run(run))
+
+
+def _other_settings(settings: Settings) -> Iterator[str]:
+    """A sentence if the work dir was begun with settings that give other results."""
+    path = settings.work_dir / SETTINGS_FILE
+    if not path.is_file():
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        before = error
+    if not isinstance(before, dict):
+        yield f'{path} is damaged ({before}): give another --work-dir'
+        return
+    now = settings.identity()
+    differing = [f'{name} was {before.get(name, "not given")}, is {now[name]}'
+                 for name in now if before.get(name) != now[name]]
+    if differing:
+        yield (f'{settings.work_dir} holds runs of other settings, which must not be mixed: '
+               f'{"; ".join(differing)}. Give the same, or another --work-dir')
+
+
+def _other_run(run: Run) -> Iterator[str]:
+    """A sentence if a run was begun with another config or checkpoint."""
+    if run.config_file.is_file():
+        try:
+            begun = read_config(run.config_file)
+        except ConfigError as error:
+            yield f'{error}. Remove it, or give another --work-dir'
+            return
+        keys = list(differing_keys(begun.to_dict(), run.config.to_dict()))
+        if keys:
+            yield (f'{run.name} was begun with another config ({run.config_file}): {listed(keys)} '
+                   'changed. Give another --work-dir')
+    if run.finished and not run.trains:
+        try:
+            tested = read_result(run.result_file, ('checkpoint', 'checkpoint_sha256'))
+        except ReproduceError as error:
+            yield str(error)
+            return
+        given = run.settings.checkpoints[run.row.name]
+        if given.is_file() and sha256(given) != tested['checkpoint_sha256']:
+            yield (f'{run.folder} has the result of {tested["checkpoint"]}, which is not {given}: '
+                   'give another --work-dir')
+
+
+def differing_keys(a, b, name: str = '') -> Iterator[str]:
+    """The dotted names of the values that are not the same in two nested dicts."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            yield from differing_keys(a.get(key), b.get(key), f'{name}.{key}' if name else str(key))
+    elif a != b:
+        yield name
+
+
+def save_settings(settings: Settings) -> None:
+    """Make the work dir, and note what it holds."""
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(settings.work_dir / SETTINGS_FILE, json.dumps(settings.identity(), indent=1))
+
+
+def _build_model(config: Config):
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    with torch.device('meta'):
+        return MODELS.build(copy.deepcopy(config.model))  # a detector writes into its config
+
+
+def _distinct_data(runs: list[Run]) -> list[Run]:
+    """One run of each kind that reads other files."""
+    distinct = {}
+    for run in runs:
+        datasets = [run.config[f'{split}_dataloader'].dataset for split in SPLITS]
+        files = [str(dataset.get(key)) for dataset in datasets
+                 for key in ('type', 'data_root', 'ann_file', 'data_prefix', 'indices')]
+        distinct.setdefault(tuple(files), run)
+    return list(distinct.values())
+
+
+def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterator[str]:
+    checked = {}
+    for name, config in configs.items():
+        if settings.checkpoints:
+            problem = checkpoint_problem(settings.checkpoints[name], config)
+        else:
+            key = json.dumps(config.model.backbone, sort_keys=True, default=str)
+            if key not in checked:
+                checked[key] = initial_weights_problem(config)
+            problem = checked[key]
+        if problem:
+            yield f'{name}: {problem}'
+
+
+def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
+    """A sentence if the disk is too small for the runs that are not finished."""
+    unfinished = [run for run in runs if not run.finished]
+    configs = {run.row.name: run.config for run in unfinished}
+    params = {name: _count_parameters(config) for name, config in configs.items()}
+    needed = sum(_bytes_needed(run, params[run.row.name]) for run in unfinished)
+    existing = next(folder for folder in (work_dir, *work_dir.absolute().parents)
+                    if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        yield (f'{existing} has {free / 1e9:.1f} GB free, and the runs may need '
+               f'{needed / 1e9:.1f} GB: free some, or choose another --work-dir')
+
+
+def _count_parameters(config: Config) -> int:
+    return sum(parameter.numel() for parameter in _build_model(config).parameters())
+
+
+def _bytes_needed(run: Run, params: int) -> int:
+    written = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file())
+    training = params * BYTES_PER_PARAMETER * CHECKPOINTS_AT_ONCE if run.trains else 0
+    predictions = sum(run.benchmark.bytes_of_predictions[task] for task in run.tasks)
+    return max(0, training + predictions - written)

@@ -1,0 +1,123 @@
+"""The Params and GFLOPs columns of the paper's tables, computed beside printed."""
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.table import Table
+
+from .complexity import Complexity, classifier_complexity, detector_complexity
+from .tables import Row, load_table
+
+CELLS = ('params_m', 'gflops')
+DECIMALS = {1: 3, 2: 3, 3: 2}
+
+# The classifiers' layers, of which SE has biases.
+CLASSIFIER_ATTENTION = {
+    'SE': dict(type='SqueezeExcitation', bias=True),
+    'CBAM': dict(type='CBAM'),
+    'SGE': dict(type='SpatialGroupEnhance'),
+    'ECA': dict(type='EfficientChannelAttention'),
+    'SA': dict(type='ShuffleAttention'),
+}
+ABLATIONS = {
+    'origin': {},
+    'w/o_gn': dict(gn=False),
+    'w/o_shuffle': dict(shuffle=False),
+    'w/o_ Fc': dict(fc='none'),
+    '1 × 1 Conv': dict(fc='conv'),
+}
+
+
+def compute_table(table: int, configs: Path, mmengine: bool = True) -> Iterator[dict]:
+    """Compute the rows of a table, one after another.
+
+    Args:
+        table: 1, 2 (classifiers at 224x224) or 3 (detectors at 800x1280).
+        configs: the folder of the configs; those of classifiers are not read.
+        mmengine: count by MMEngine's convention too, which takes seconds for each detector.
+
+    Yields:
+        For each row: 'row', its name; 'detector', 'backbone', 'attention', 'variant'; 'params_m'
+        and 'gflops' by the paper's convention; 'paper_params_m' and 'paper_gflops' as printed,
+        None where the table has none; 'mmengine_params_m' and 'mmengine_gflops'; 'match', whether
+        every printed cell is met to its last digit; 'differences', each cell that is not, with
+        what is wrong about the printed one where that is known, else None.
+
+    Raises:
+        ValueError: ``table`` has no such columns.
+    """
+    if table not in DECIMALS:
+        raise ValueError(f'Table {table} of the paper tells no Params or GFLOPs: choose from '
+                         f'{sorted(DECIMALS)}')
+    for row in load_table(table):
+        compared = _compared(row, _count(row, configs, 'paper'))
+        if mmengine:
+            count = _count(row, configs, 'mmengine')
+            compared |= dict(mmengine_params_m=count.params_m, mmengine_gflops=count.gflops)
+        yield compared
+
+
+def _count(row: Row, configs: Path, convention: str) -> Complexity:
+    if row.detector:
+        return detector_complexity(Config.fromfile(configs / row.config), convention)
+    return classifier_complexity(classifier_backbone(row), convention)
+
+
+def classifier_backbone(row: Row) -> dict:
+    """The backbone's config for a row of Table 1 or 2, as ``configs/imagenet`` has it.
+
+    It is stated here too since those configs are MMPretrain's, which counting does not need.
+    """
+    backbone = dict(type='ResNet', depth=row.depth, norm_eval=False)
+    if row.attention != 'none':
+        attention = CLASSIFIER_ATTENTION[row.attention] | ABLATIONS.get(row.variant, {})
+        backbone |= dict(type='AttentionResNet', attention=attention)
+    return backbone
+
+
+def _compared(row: Row, count: Complexity) -> dict:
+    differences = {}
+    for cell in CELLS:
+        printed = getattr(row, cell)
+        if printed is not None and not equals_printed(getattr(count, cell), printed, row.table):
+            differences[cell] = row.contradiction(cell)
+    return dict(
+        row=row.name, detector=row.detector, backbone=row.backbone, attention=row.attention,
+        variant=row.variant, params_m=count.params_m, gflops=count.gflops,
+        paper_params_m=row.params_m, paper_gflops=row.gflops,
+        match=not differences, differences=differences)
+
+
+def equals_printed(value: float, printed: float, table: int) -> bool:
+    """Whether ``value``, rounded to the table's decimals, is what is printed."""
+    decimals = DECIMALS[table]
+    return f'{value:.{decimals}f}' == f'{printed:.{decimals}f}'
+
+
+def unexplained(rows: list[dict]) -> list[str]:
+    """The cells that differ from the paper for no known reason."""
+    return [f'{row["row"]} {cell}' for row in rows
+            for cell, reason in row['differences'].items() if reason is None]
+
+
+def render(table: int, rows: list[dict]) -> Table:
+    """The rows for the terminal: computed, printed and a mark for each cell."""
+    decimals = DECIMALS[table]
+    rendered = Table(title=f'Table {table}: computed (paper)', title_justify='left')
+    for name in ('', 'Params (M)', 'GFLOPs'):
+        rendered.add_column(name)
+    for name in ('Params (M), MMEngine', 'GFLOPs, MMEngine'):
+        rendered.add_column(name, justify='right')
+    for row in rows:
+        rendered.add_row(
+            row['row'], *(_cell(row, cell, decimals) for cell in CELLS),
+            *(f'{row[f"mmengine_{cell}"]:.{decimals}f}' for cell in CELLS))
+    return rendered
+
+
+def _cell(row: dict, cell: str, decimals: int) -> str:
+    value, printed = row[cell], row[f'paper_{cell}']
+    if printed is None:
+        return f'{value:.{decimals}f} (not printed)'
+    mark = '✓' if cell not in row['differences'] else '≠'
+    return f'{value:.{decimals}f} ({printed:.{decimals}f}) {mark}'

@@ -1,0 +1,186 @@
+"""Initial weights: which file starts which backbone, and whether it fits."""
+import copy
+import itertools
+import re
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ...checkpoint import CheckpointError, read_checkpoint
+from ...checkpoint.read import refuse_code
+from ...environment import torchvision_problem
+from .runs import ReproduceError, read_result
+from .tables import Row
+
+BLOCKS_OF_LAYER3 = {6: 50, 23: 101, 36: 152}
+BLOCK = re.compile(r'(?:module\.)?(backbone\.)?layer3\.(\d+)\.(\w+)\.')
+OWN_PARTS = ('conv1', 'conv2', 'conv3', 'bn1', 'bn2', 'bn3', 'downsample')
+SHUFFLE_ATTENTION = {'cweight', 'cbias', 'sweight', 'sbias', 'gn.weight', 'gn.bias'}
+
+
+def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, str], dict]:
+    """Find out by their content which checkpoint starts which rows.
+
+    Args:
+        paths: checkpoints of backbones or classifiers, plain or with attention, and work dirs, of
+            which the finished classifiers with seed 0 are taken.
+        rows: to be started.
+
+    Returns:
+        What changes in a backbone's config, its ``init_cfg`` at least, by (depth, attention), such
+        as (50, 'SA').
+
+    Raises:
+        ReproduceError: a file cannot be read, is no ResNet's or equals another in kind, or a row
+            has none.
+    """
+    found = {}
+    for path in itertools.chain.from_iterable(map(_files, paths)):
+        key, start = identify_backbone(path)
+        if key in found:
+            raise ReproduceError(f'--init imagenet: {found[key]["init_cfg"]["checkpoint"]} and '
+                                 f'{path} are both of {_described(key)}: give one of them')
+        found[key] = start
+    needed = {(row.depth, row.attention): row.name for row in rows}
+    lacking = [f'{_described(key)} (for {name})' for key, name in needed.items()
+               if key not in found]
+    if lacking:
+        raise ReproduceError(
+            f'--init imagenet has no checkpoint of {", ".join(lacking)}; given are '
+            f'{", ".join(map(_described, found)) or "none"}. Give the missing ones, or choose '
+            'other rows by --rows')
+    return {key: found[key] for key in needed}
+
+
+def _files(path: Path) -> list[Path]:
+    """A checkpoint itself; of a work dir the last ones of its classifiers."""
+    if not path.is_dir():
+        return [path]
+    results = sorted(path.glob('*/seed0/result.json'))
+    if not results:
+        raise ReproduceError(f'--init imagenet: {path} has no finished run with seed 0. Give the '
+                             '--work-dir of Tables 1 and 2, or files')
+    return [result.with_name(Path(read_result(result)['checkpoint']).name) for result in results]
+
+
+def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
+    """What a checkpoint of a ResNet is of, and what lets a backbone start from it.
+
+    Returns:
+        Its depth, and its attention: 'none', 'SE', 'SA', ... or, for an ablation of shuffle
+        attention, 'SA without' or 'with' what. Then its ``init_cfg``; of SE also the ``attention``,
+        which has biases or none.
+    """
+    try:
+        state = read_checkpoint(path)['state_dict']
+    except CheckpointError as error:
+        raise ReproduceError(str(error)) from error
+    matches = [match for match in map(BLOCK.match, state) if match]
+    depth = BLOCKS_OF_LAYER3.get(len({match[2] for match in matches}))
+    if depth is None:
+        raise ReproduceError(f'{path} is not of a ResNet-50, -101 or -152: it begins with '
+                             f'{next(iter(state))}')
+    parts = {match[3] for match in matches}.difference(OWN_PARTS)
+    if len(parts) > 1:
+        raise ReproduceError(f'{path} has several layers beside those of a ResNet in its '
+                             f'bottlenecks: {", ".join(sorted(parts))}')
+    prefix = dict(prefix=matches[0][1]) if matches[0][1] else {}
+    start = dict(init_cfg=dict(type='Pretrained', checkpoint=str(path), **prefix))
+    part = parts.pop() if parts else ''
+    names = {name.partition(f'.{part}.')[2] for name in state if part and f'.{part}.' in name}
+    if part == 'se':
+        start['attention'] = dict(type='SqueezeExcitation', bias='fc1.bias' in names)
+    if part == 'sa' and names != SHUFFLE_ATTENTION:
+        return (depth, f'SA {_ablation(names)}'), start
+    return (depth, part.upper() or 'none'), start
+
+
+def _ablation(names: set[str]) -> str:
+    """What distinguishes the parameters of an ablation from those of shuffle attention."""
+    more, less = names - SHUFFLE_ATTENTION, SHUFFLE_ATTENTION - names
+    return ' '.join(f'{word} {", ".join(sorted(those))}'
+                    for word, those in (('with', more), ('without', less)) if those)
+
+
+def _described(key: tuple[int, str]) -> str:
+    depth, attention = key
+    return f'ResNet-{depth}' + ('' if attention == 'none' else f' with {attention}')
+
+
+def describe_start(config: Config) -> str:
+    """For people: the initial weights of a config's model, or of its backbone."""
+    inits = [part.get('init_cfg') for part in (config.model.backbone, config.model)]
+    sources = [init.get('checkpoint') for init in inits if isinstance(init, dict)]
+    source = config.get('load_from') or config.model.get('pretrained') or next(
+        filter(None, sources), None)
+    if not source:
+        return 'random'
+    attention = config.model.backbone.type.rpartition('.')[2] != 'ResNet'
+    if source.startswith('torchvision://') and attention:
+        return f'{source}, converted'
+    return str(source)
+
+
+def initial_weights_problem(config: Config) -> str | None:
+    """What is wrong with the initial weights of a config's backbone, None if they can be loaded."""
+    init = config.model.backbone.get('init_cfg')
+    source = init.get('checkpoint') if isinstance(init, dict) else None
+    if not source:
+        return None
+    init_default_scope('mmdet')
+    backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
+    try:
+        if '://' in source:
+            refuse_code()
+            state = CheckpointLoader.load_checkpoint(source, map_location='cpu')
+        else:
+            state = read_checkpoint(Path(source))
+        state = state.get('state_dict', state)
+        prefix = init.get('prefix') or ''
+        state = {key.removeprefix('module.').removeprefix(prefix): value
+                 for key, value in state.items()
+                 if key.removeprefix('module.').startswith(prefix)}
+        missing, unexpected = backbone.load_state_dict(state, strict=False)
+    except Exception as error:  # of the file system, the network, the unpickler or the shapes
+        text = str(error).strip() or repr(error)
+        if 'torchvision' in text:
+            return torchvision_problem()
+        return f'{source} cannot be loaded: {text.splitlines()[0]}'
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    if missing:
+        return (f'{source} lacks {len(missing)} weights of the backbone '
+                f'{config.model.backbone.type}, such as {missing[0]}')
+    unexpected = [key for key in unexpected if key.startswith('layer')]
+    if unexpected:
+        return (f'{source} has {len(unexpected)} weights that the backbone '
+                f'{config.model.backbone.type} does not know, such as {unexpected[0]}')
+    return None
+
+
+def checkpoint_problem(path: Path, config: Config) -> str | None:
+    """What is wrong with a model's checkpoint for a config, None if it fits."""
+    try:
+        state = read_checkpoint(path)['state_dict']
+    except CheckpointError as error:
+        return str(error)
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    with torch.device('meta'):
+        expected = MODELS.build(copy.deepcopy(config.model)).state_dict()
+    missing = [key for key in expected if key not in state]
+    if missing:
+        return (f'{path} lacks {len(missing)} of the weights of {config.model.type} with '
+                f'{config.model.backbone.type}, such as {missing[0]}')
+    unexpected = [key for key in state if key not in expected]
+    if unexpected:
+        return (f'{path} has {len(unexpected)} weights that {config.model.type} with '
+                f'{config.model.backbone.type} does not know, such as {unexpected[0]}: is it of '
+                'another row?')
+    wrong = [key for key in expected if expected[key].shape != state[key].shape]
+    if wrong:
+        return (f'{path}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, '
+                f'{tuple(expected[wrong[0]].shape)} is needed')
+    return None

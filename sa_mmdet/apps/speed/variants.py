@@ -1,0 +1,133 @@
+"""The networks that compete: with the fused attention, with its formula, and plain ResNet."""
+from dataclasses import dataclass, field
+
+import torch
+from mmdet.models.backbones.resnet import Bottleneck
+from mmdet.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...models import AttentionResNet, ShuffleAttention
+
+BASELINE = 'ResNet'
+FORMULA = 'ResNet + formula'
+ATTENTION = 'SAResNet'
+FOLDED = {name: f'{name} + fuse_conv_bn' for name in (BASELINE, ATTENTION)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCase:
+    """How every contestant runs.
+
+    Attributes:
+        batch, height, width: of the images; height and width multiples of 32.
+        dtype: float32; bfloat16 or float16 is autocast's, the weights being float32.
+        device, channels_last: of the networks; of a detector only the backbone is channels_last.
+        formula: also measure ``ResNet + formula``.
+        repeats: rounds of which medians are taken.
+    """
+
+    batch: int = 1
+    height: int = 800
+    width: int = 1344
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
+    channels_last: bool = False
+    formula: bool = True
+    repeats: int = 15
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of the images and the weights in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it is mixed precision."""
+        return self.dtype != torch.float32
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the network runs; it changes nothing in float32."""
+        return torch.autocast(self.device.type, self.dtype if self.mixed else None,
+                              enabled=self.mixed)
+
+
+class ShuffleAttentionFormula(ShuffleAttention):
+    """Shuffle attention in PyTorch's own operators, whatever implementations there are."""
+
+    def attend(self, x: Tensor) -> Tensor:
+        return self._attend_ablated(x)
+
+
+def variants_of(backbone: dict, formula: bool = True) -> dict[str, dict]:
+    """The configs of the backbones to compare, by name, the baseline first.
+
+    Args:
+        backbone: config of an ``AttentionResNet``, such as ``SAResNet``.
+        formula: whether the formula of shuffle attention is to compete.
+
+    Returns:
+        'ResNet', MMDetection's, with every option but the attention; under its type's name, the
+        given one; and, where its attention is shuffle attention, 'ResNet + formula', MMDetection's
+        with the formula as a plugin. All without channels_last, which is the case's.
+
+    Raises:
+        ValueError: the backbone is no ``AttentionResNet``.
+    """
+    name = backbone.get('type')
+    kind = MODELS.get(name) if isinstance(name, str) else name
+    if not (isinstance(kind, type) and issubclass(kind, AttentionResNet)):
+        raise ValueError(f'the backbone must be SAResNet or AttentionResNet, got {name}')
+    backbone = {key: value for key, value in backbone.items() if key != 'channels_last'}
+    plain = {key: value for key, value in backbone.items()
+             if key not in AttentionResNet.own_arguments}
+    plain.update(type='ResNet', init_cfg=None)
+    competing = {BASELINE: plain,
+                 kind.__name__: dict(backbone, init_cfg=None, convert_weights=True)}
+    attention = backbone.get('attention') or {}
+    attention = dict(type=attention) if isinstance(attention, str) else dict(attention)
+    if formula and attention.get('type', 'ShuffleAttention') in (
+            'ShuffleAttention', ShuffleAttention):
+        plugin = dict(cfg=attention | dict(type=ShuffleAttentionFormula), position='after_conv3')
+        competing[FORMULA] = dict(plain, plugins=[plugin, *(backbone.get('plugins') or [])])
+    return competing
+
+
+def initialise(backbone: nn.Module) -> None:
+    """Give a plain ResNet random weights with which features keep their magnitude at any depth.
+
+    The same at every call. The norms have the running statistics and, at the end of the residual
+    branches, the small scale that training leaves.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, _BatchNorm):
+                module.weight.uniform_(0.8, 1.2)
+                module.bias.normal_(0, 0.1)
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.8, 1.2)
+        for module in backbone.modules():
+            if isinstance(module, Bottleneck):
+                module.norm3.weight.mul_(0.25)
+
+
+def share_weights(networks: dict[str, nn.Module]) -> None:
+    """Give every network the baseline's function, converted for the attention.
+
+    Then all of them see the same values, and what depends on these, such as the number of
+    proposals, is no part of the comparison.
+
+    Args:
+        networks: backbones or whole detectors built of ``variants``, by the same names.
+
+    Raises:
+        ValueError: the weights of ResNet cannot be converted for this attention.
+    """
+    state = networks[BASELINE].state_dict()
+    for name, network in networks.items():
+        if name != BASELINE:
+            network.load_state_dict(state)
+            state = network.state_dict()  # that of AttentionResNet is converted

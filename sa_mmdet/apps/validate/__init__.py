@@ -1,0 +1,1 @@
+"""Questions about a config, its data and its weights, each with one function."""

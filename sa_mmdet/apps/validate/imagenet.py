@@ -1,0 +1,230 @@
+"""Whether the files of a data set hold what MMPretrain's ``ImageNet`` expects of them."""
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+from mmengine.config import Config, ConfigDict
+from mmengine.fileio import get_file_backend
+
+from .config import datasets_below
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
+TYPES = ('ImageNet', 'mmpretrain.ImageNet')
+CLASSES = 1000
+WHERE = ('link ImageNet to data/imagenet of the folder where you start the command, or say where '
+         "it is: --data-root of reproduce.py, the data sets' data_root elsewhere "
+         '(docs/imagenet.md, "Data")')
+
+
+def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
+    """The data sets of MMPretrain's ``ImageNet`` in a data loader's config, inside any wrappers.
+
+    They may be of other images and classes than ImageNet's; those on other machines are left out.
+    """
+    return (dataset for dataset in datasets_below(loader)
+            if dataset.get('type') in TYPES and '://' not in (dataset.get('data_root') or ''))
+
+
+def image_folder(dataset: dict) -> Path:
+    """The folder that holds the images of a data set, in folders of their classes or directly."""
+    prefix = dataset.get('data_prefix') or dataset.get('split') or ''
+    if isinstance(prefix, dict):
+        prefix = prefix.get('img_path') or ''
+    return Path(os.path.join(dataset.get('data_root') or '', prefix))
+
+
+def label_file(dataset: dict) -> Path | None:
+    """The file with an image and its class in each line; None where folders tell the classes."""
+    root = Path(dataset.get('data_root') or '')
+    if dataset.get('ann_file'):
+        return root / dataset['ann_file']
+    usual = root / 'meta' / f'{dataset.get("split")}.txt'
+    return usual if dataset.get('split') and usual.is_file() else None
+
+
+def class_count(dataset: dict) -> int:
+    """The number of classes of a data set: ImageNet's, or as many as its config names."""
+    classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
+    if isinstance(classes, str):  # a file with a class in each line
+        classes = Path(classes).read_text().splitlines()
+    return len(classes) if classes else CLASSES
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the folders of classes, in the order of their labels.
+
+    Hidden folders are classes too, as they are for MMPretrain.
+    """
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def labelled_images(dataset: dict) -> list[tuple[str, int]]:
+    """The images of a data set, by their paths below ``image_folder``, with their classes.
+
+    Raises:
+        OSError, ValueError: the files cannot be read, or a line of ``label_file`` is none.
+    """
+    folder, file = image_folder(dataset), label_file(dataset)
+    if file:
+        return [_labelled(line, number, file, folder)
+                for number, line in enumerate(file.read_text().splitlines(), start=1)]
+    return [(f'{name}/{image}', label) for label, name in enumerate(class_folders(folder))
+            for image in sorted(_images(folder / name))]
+
+
+def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the data of a classifier, sentences for people; nothing if all is there.
+
+    Every image of ``label_file``, and one of each class, is looked for; one is opened.
+
+    Args:
+        config: of a classifier; nothing is said about data sets of other types.
+        splits: the data sets that are read, of 'train', 'val' and 'test'.
+    """
+    datasets = []
+    for split in splits:
+        for dataset in imagenet_datasets(config.get(f'{split}_dataloader')):
+            if dataset not in datasets:  # the test's are most often the validation's
+                datasets.append(dataset)
+    problems = list(dict.fromkeys(
+        problem for dataset in datasets for problem in _problems(dataset)))
+    if not problems:
+        problems = [*_number_problems(config, datasets, splits), *_disagreements(datasets)]
+    yield from problems
+
+
+def _problems(dataset: ConfigDict) -> Iterator[str]:
+    folder = image_folder(dataset)
+    if not folder.is_dir():
+        found = 'is not a folder' if folder.exists() else 'does not exist'
+        yield (f'{folder.absolute()} {found}: it should hold the images of ImageNet, in one folder '
+               f'for each class; {WHERE}')
+        return
+    try:
+        yield from _label_problems(dataset) if label_file(dataset) else _folder_problems(dataset)
+    except (OSError, ValueError) as error:
+        yield str(error)
+
+
+def _number_problems(config: Config, datasets: list[ConfigDict],
+                     splits: tuple[str, ...]) -> Iterator[str]:
+    """Where the head or the metric do not go with the number of classes."""
+    outputs = (config.model.get('head') or {}).get('num_classes')
+    for count in {class_count(dataset) for dataset in datasets}:
+        if outputs is not None and outputs != count:
+            yield (f'model.head.num_classes={outputs}, and the data sets have {count} classes: '
+                   f'give --cfg-options model.head.num_classes={count}')
+        for split in set(splits) - {'train'}:
+            evaluator = config.get(f'{split}_evaluator')
+            evaluator = evaluator[0] if isinstance(evaluator, list) else evaluator
+            topk = as_tuple((evaluator or {}).get('topk') or 1)
+            if max(topk) > count:
+                yield (f'{split}_evaluator.topk={topk} asks for the {max(topk)} best of {count} '
+                       f'classes: give --cfg-options {split}_evaluator.topk=1, or more classes')
+
+
+def as_tuple(value) -> tuple:
+    """The items of a config's list, or the only one where it has no list."""
+    return tuple(value) if isinstance(value, list | tuple) else (value, )
+
+
+def _disagreements(datasets: list[ConfigDict]) -> Iterator[str]:
+    """Labels are the places of the folders in their order: they have to be the same everywhere."""
+    folders = list(dict.fromkeys(image_folder(dataset) for dataset in datasets
+                                 if not label_file(dataset)))
+    for folder in folders[1:]:
+        differing = set(class_folders(folders[0])) ^ set(class_folders(folder))
+        if differing:
+            yield (f'{folders[0]} and {folder} have folders of different classes, such as '
+                   f'{min(differing)}: labels are their places in the order of names, so that they '
+                   'have to be called alike')
+
+
+def _folder_problems(dataset: ConfigDict) -> Iterator[str]:
+    folder, expected = image_folder(dataset), class_count(dataset)
+    classes = class_folders(folder)
+    if len(classes) != expected:
+        hidden = [name for name in classes if name.startswith('.')]
+        images = sum(_is_image(entry.name) for entry in os.scandir(folder))
+        if hidden:
+            remedy = f'remove {hidden[0]}, which MMPretrain takes for a class'
+        elif images:
+            remedy = ('sort the images into one folder for each class, or list them with their '
+                      f'classes in {folder.parent / "meta" / f"{folder.name}.txt"}')
+        else:
+            remedy = ('complete it, or name its classes by metainfo.classes of the data sets and '
+                      'their number by model.head.num_classes')
+        beside = f' and {images} images beside them' if images else ''
+        yield (f'{folder} has {len(classes)} folders of classes{beside}, {expected} are needed: '
+               f'{remedy}')
+        return
+    firsts = {name: next(_images(folder / name), None) for name in classes}
+    empty = [name for name in classes if firsts[name] is None]
+    if empty:
+        yield (f'{folder} has no image of {len(empty)} of its {len(classes)} classes, such as '
+               f'{empty[0]}: complete it')
+        return
+    yield from _image_problems(folder / classes[0] / firsts[classes[0]])
+
+
+def _label_problems(dataset: ConfigDict) -> Iterator[str]:
+    file, folder, classes = label_file(dataset), image_folder(dataset), class_count(dataset)
+    images = labelled_images(dataset)
+    names, labels = [image for image, _ in images], {label for _, label in images}
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    absent = _absent(names, folder)
+    if not images:
+        yield f'{file} lists no image: write a line "path class" for each'
+    elif not labels <= set(range(classes)):
+        yield (f'{file} has classes from {min(labels)} to {max(labels)}, those of the config go '
+               f'from 0 to {classes - 1}: a class is the place of its folder among those of the '
+               'training images, in the order of their names, counted from 0')
+    elif len(labels) < classes:
+        yield f'{file} has images of {len(labels)} classes, {classes} are needed: complete it'
+    elif repeated:
+        yield f'{file} lists {len(repeated)} images more than once, such as {repeated[0]}'
+    elif absent:
+        yield (f'{file} lists {len(absent)} images that do not exist, such as '
+               f'{folder / absent[0]}: correct their paths or complete the images; or remove '
+               f'{file}, where they are in folders of their classes')
+    else:
+        yield from _image_problems(folder / names[0])
+
+
+def _absent(images: list[str], folder: Path) -> list[str]:
+    """The images that are not there, by a look into each folder."""
+    present = {}
+    for image in images:
+        place = os.path.dirname(image)
+        if place not in present:
+            there = folder / place
+            present[place] = set(os.listdir(there)) if there.is_dir() else set()
+    return [image for image in images if os.path.basename(image) not in present[
+        os.path.dirname(image)]]
+
+
+def _image_problems(image: Path) -> Iterator[str]:
+    if cv2.imread(str(image)) is None:
+        yield (f'{image} ({image.stat().st_size} bytes) is no image, or damaged: copy the images '
+               'again')
+
+
+def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, int]:
+    name, space, label = line.strip().rpartition(' ')
+    if not space or not label.isdigit():
+        raise ValueError(f'{file}, line {number}: {line[:80]!r} is not the path of an image and '
+                         'the number of its class')
+    return Path(os.path.relpath(folder / name, folder)).as_posix(), int(label)
+
+
+def _images(folder: Path) -> Iterator[str]:
+    """The images in and below a folder: those that MMPretrain finds, by the same function."""
+    files = get_file_backend(str(folder)).list_dir_or_file(
+        str(folder), list_dir=False, list_file=True, recursive=True)
+    return (file for file in files if _is_image(file))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS)

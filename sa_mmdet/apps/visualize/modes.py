@@ -1,0 +1,188 @@
+"""What tools/visualize.py draws: predict, cam, gates and groups."""
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
+
+from ...checkpoint.files import write_atomically
+from ..validate.config import ConfigError
+from .cams import draw_cams, find_targets, marked
+from .detector import Detector, find_layer
+from .gates import attention_gates, draw_gates, draw_spatial_gates
+from .grad_cam import Target, grad_cam
+from .groups import check_groups, draw_groups, group_scores
+from .page import Drawing, Section
+from .pictures import Picture, pictures_of_files, predict
+from .predictions import draw_predictions, encode, knows_truth
+
+LEAST_WIDTH = 600  # of an image on the page, in pixels
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is to be looked at, with which detector.
+
+    Attributes:
+        detector: the detector.
+        threshold: the score from which a detection counts.
+        layer: the name of the layer, for cam and groups.
+        labels: of classes whose scores are explained.
+        boxes: numbers of detections whose scores are explained.
+        other: a second detector, for cam.
+    """
+
+    detector: Detector
+    threshold: float
+    layer: str | None = None
+    labels: list[int] | None = None
+    boxes: list[int] | None = None
+    other: Detector | None = None
+
+
+# A mode draws a picture, or says in a sentence why it cannot.
+Mode = Callable[[Options, Picture], Iterator[Drawing | str]]
+
+
+def check_options(mode: str, options: Options) -> None:
+    """Raise ConfigError unless each detector has the layer, and both have the same classes."""
+    if mode == 'groups':
+        check_groups(options.detector.model, options.layer)
+    for detector in filter(None, (options.detector, options.other)):
+        if options.layer:
+            find_layer(detector.model, options.layer)
+    if options.other:
+        classes, others = (list(detector.model.dataset_meta['classes'])
+                           for detector in (options.detector, options.other))
+        if classes != others:
+            raise ConfigError(f'--compare: {options.other.name} has other classes ({len(others)}: '
+                              f'{", ".join(others[:3])}, ...) than {options.detector.name} '
+                              f'({len(classes)}: {", ".join(classes[:3])}, ...): give two '
+                              'detectors of the same data set')
+
+
+def draw_sections(mode: str, options: Options, pictures: Iterable[Picture],
+                  folder: Path) -> list[Section]:
+    """Draw all pictures in one of the four ``MODES``; each PNG is written when it is done.
+
+    Raises:
+        ConfigError: the model does not have what was asked for.
+    """
+    names = set()
+    return [_draw_section(MODES[mode], options, picture, folder, names) for picture in pictures]
+
+
+def _draw_section(mode: Mode, options: Options, picture: Picture, folder: Path,
+                  names: set[str]) -> Section:
+    print(picture.path, flush=True)
+    drawings, remarks = [], []
+    for result in mode(options, picture):
+        if isinstance(result, str):
+            remarks.append(result)
+            print(f'  {result}', flush=True)
+        else:
+            result = replace(result, name=_unused(result.name, names))
+            drawings.append(result)
+            path = folder / f'{result.name}.png'
+            write_atomically(path, result.png)
+            print(f'  {path}', flush=True)
+    return Section(picture.path.name, drawings, remarks)
+
+
+def _unused(name: str, names: set[str]) -> str:
+    """A name that is not among ``names``, to which it is added: images may be called alike."""
+    numbered = (f'{name}_{number}' for number in itertools.count(2))
+    unused = next(other for other in itertools.chain([name], numbered) if other not in names)
+    names.add(unused)
+    return unused
+
+
+def predict_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
+    """Predictions, beside the ground truth where it is known."""
+    model, name = options.detector.model, options.detector.name
+    sample = predict(model, picture)
+    drawn = draw_predictions(picture.image, sample, model.dataset_meta, options.threshold,
+                             numbered=True)
+    count = int((sample.pred_instances.scores >= options.threshold).sum())
+    truth = f'Left: ground truth, {len(sample.gt_instances)} objects. Right: ' if knows_truth(
+        sample) else ''
+    caption = f'{truth}{name}, {count} detections with a score of at least {options.threshold}'
+    if count:
+        caption += f': {_listed(sample.pred_instances[:count], model.dataset_meta)}'
+    yield Drawing(f'predict_{picture.name}', encode(drawn), f'{caption}.',
+                  LEAST_WIDTH * (2 if truth else 1))
+
+
+def _listed(found: InstanceData, meta: dict) -> str:
+    """Number, class and score of detections."""
+    scored = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    return ', '.join(f'{number} {meta["classes"][label]} {score:.2f}'
+                     for number, (label, score) in enumerate(scored))
+
+
+def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
+    """Where the score of a class, or of a detection, comes from, for one or two models."""
+    sample = predict(options.detector.model, picture)
+    seen = [(options.detector, picture, sample)]
+    if options.other:
+        prepared, = pictures_of_files(options.other.config, [picture.path])
+        seen.append((options.other, prepared, predict(options.other.model, prepared)))
+    targets, lacking = _find_targets(options, sample)
+    yield from lacking
+    for target in targets:
+        cams = {}
+        for detector, prepared, sample in seen:
+            found = marked(sample, target)
+            cams[detector.name] = found, grad_cam(
+                detector.model, options.layer, prepared, target) if len(found) else None
+        name = f'cam_{picture.name}_{target.name.replace(" ", "-").replace("/", "-")}'
+        yield Drawing(name, draw_cams(
+            picture.image, target, options.detector.model.dataset_meta, cams, options.layer), (
+                f'Bright is what raises the score of {target.name}, each map on its own scale. '
+                'Frames: the detections that are explained.'))
+
+
+def _find_targets(options: Options, sample: DetDataSample) -> tuple[list[Target], list[str]]:
+    return find_targets(options.detector.model, sample, options.threshold, options.labels,
+                        options.boxes)
+
+
+def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
+    """Channel gates as curves, spatial gates as maps, beside the neutral constants."""
+    gates = attention_gates(options.detector.model, picture)
+    title = f'{options.detector.name}: {picture.path.name}'
+    yield Drawing(f'gates_{picture.name}', draw_gates(gates, title), (
+        'How far the gates have moved, on this image, from the neutral constant (dashed) with '
+        'which shuffle attention, and any attention over converted weights, starts. Below: '
+        'channel gates, the mean of each group; shaded: their range in the last block of the '
+        'stage.'))
+    for stage, drawn in draw_spatial_gates(picture.image, gates).items():
+        yield Drawing(f'gates_{picture.name}_{stage.rpartition(".")[2]}', drawn, (
+            f'Spatial gates of the last block of {stage}, the mean over the channels of each '
+            'group.'))
+
+
+def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
+    """Response and score of each group before and after the channel shuffle."""
+    model = options.detector.model
+    targets, lacking = _find_targets(options, predict(model, picture))
+    yield from lacking
+    if not find_layer(model, options.layer).shuffle:
+        yield f'{options.layer} does not shuffle (shuffle=False): before and after are the same'
+    if targets:
+        found = group_scores(model, options.layer, picture, targets)
+        title = f'{options.layer} of {options.detector.name}: {picture.path.name}'
+        yield Drawing(f'groups_{picture.name}', draw_groups(picture, found, title), (
+            'Response: the mean output of the channels of a group. Score: what the detector\'s '
+            'score would lose without the group, to first order (gradient times output). The '
+            'shuffle gives every group channels of two.'))
+
+
+MODES: dict[str, Mode] = {
+    'predict': predict_mode,
+    'cam': cam_mode,
+    'gates': gates_mode,
+    'groups': groups_mode,
+}

@@ -1,0 +1,138 @@
+"""The images that a detector is shown, and what it finds in them."""
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import torch
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import mask2bbox
+from mmdet.utils import get_test_pipeline_cfg
+from mmdet.utils.misc import IMG_EXTENSIONS
+from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import Tensor, nn
+
+from ..validate.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image as it is, and as a detector gets it.
+
+    Attributes:
+        path: of the file.
+        image: (H, W, 3) uint8, RGB.
+        item: what the detector's test pipeline makes of it: 'inputs' and 'data_samples'.
+    """
+
+    path: Path
+    image: np.ndarray
+    item: dict
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+
+def find_images(source: Path, count: int) -> list[Path]:
+    """An image, or the first ``count`` images of a folder, by name.
+
+    Raises:
+        ConfigError: there is no such file, no image in the folder, or one is damaged.
+    """
+    if not source.exists():
+        raise ConfigError(f'{source} does not exist: give an image, or a folder of images')
+    images = [source]
+    if source.is_dir():
+        images = sorted(path for path in source.iterdir()
+                        if path.suffix.lower() in IMG_EXTENSIONS and not path.is_dir())
+        if not images:
+            raise ConfigError(f'{source} has no image ({", ".join(IMG_EXTENSIONS)}): give another '
+                              'folder, or one image')
+    for path in images[:count]:
+        read_image(path)
+    return images[:count]
+
+
+def pictures_of_files(config: Config, paths: list[Path]) -> Iterator[Picture]:
+    """Images for the detector of a config."""
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    pipeline = Compose([step for step in get_test_pipeline_cfg(config)
+                        if 'Annotations' not in str(step['type'])])  # files have none
+    for number, path in enumerate(paths):
+        item = pipeline(dict(img_path=str(path), img_id=number))
+        yield Picture(path, read_image(path), item)
+
+
+def pictures_of_dataset(config: Config, count: int) -> Iterator[Picture]:
+    """The first ``count`` images of a config's test data set, with their ground truth."""
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    dataset = DATASETS.build(config.test_dataloader.dataset)
+    for item in itertools.islice(dataset, count):
+        path = Path(item['data_samples'].img_path)
+        yield Picture(path, read_image(path), item)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8, RGB.
+
+    Raises:
+        ConfigError: there is no such file, or it is no image, or damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f'{path} does not exist: give another image, or put it there')
+    image = mmcv.imread(path) if path.stat().st_size else None
+    if image is None:
+        raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
+                          'another')
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSample]]:
+    """A batch of one image: (1, 3, H, W) normalised and padded, and its data sample."""
+    data = model.data_preprocessor(pseudo_collate([picture.item]), False)
+    return data['inputs'], data['data_samples']
+
+
+def visible_shape(sample: DetDataSample) -> tuple[int, int]:
+    """Rows and columns of a detector's input that show the image: neither the batch's padding nor
+    that of the test pipeline, which counts as ``img_shape``."""
+    across, down = sample.get('scale_factor', (1., 1.))
+    height, width = sample.ori_shape[:2]
+    return round(height * down), round(width * across)
+
+
+def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> DetDataSample:
+    """What a detector finds in one image, best first; gradients flow from scores to ``inputs``.
+
+    Raises:
+        ConfigError: the model finds no single objects.
+    """
+    sample, = model(inputs, samples, mode='predict')
+    if 'pred_instances' not in sample:
+        predicted = [name for name, _ in sample.items() if name.startswith('pred_')]
+        raise ConfigError(f'the {type(model).__name__} finds no single objects, but '
+                          f'{", ".join(predicted)}: give the config of a detector')
+    found = sample.pred_instances
+    if 'masks' in found and not found.bboxes.any():  # as of SOLO
+        found.bboxes = mask2bbox(found.masks)
+    sample.pred_instances = found[found.scores.argsort(descending=True)]
+    return sample
+
+
+@torch.no_grad()
+def predict(model: nn.Module, picture: Picture) -> DetDataSample:
+    """What a detector finds in one image, best first, on the CPU; boxes in the image's pixels."""
+    return detect(model, *prepare(model, picture)).cpu()
+
+
+def shown_classes(sample: DetDataSample, threshold: float) -> list[int]:
+    """The labels of the detections with a score of at least ``threshold``, best first."""
+    found = sample.pred_instances
+    return list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))

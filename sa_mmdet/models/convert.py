@@ -1,0 +1,171 @@
+"""Turn the weights of a plain ResNet into those of the same network with attention.
+
+At its neutral parameters an attention layer multiplies its input by one constant gate and, in the
+case of shuffle attention, permutes the channels. Both are undone in the layers before it, so that
+the network with attention computes the function of the one without, and its attention is free to
+learn from there. The algebra is in docs/weights.md.
+"""
+from collections.abc import Iterator, MutableMapping
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .attention import AttentionLayer
+
+StateDict = MutableMapping[str, Tensor]
+
+
+class ConversionError(ValueError):
+    """A checkpoint cannot be converted for a network; the message says why."""
+
+
+def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str]]:
+    """The bottlenecks below ``model`` that hold an attention layer after conv3.
+
+    Yields:
+        (the block's prefix in the state dict, the block, the name of its attention layer)
+
+    Raises:
+        ConversionError: an attention layer is elsewhere than first after conv3.
+    """
+    for name, block in model.named_modules():
+        layers = [key for key, child in block.named_children() if isinstance(child, AttentionLayer)]
+        if not layers:
+            continue
+        if getattr(block, 'after_conv3_plugin_names', [])[:1] != layers:
+            raise ConversionError(
+                f'{prefix}{name} holds the attention {layers}: weights can be converted only for '
+                'one layer, the first of the plugins after conv3')
+        yield f'{prefix}{name}.' if name else prefix, block, layers[0]
+
+
+def convert_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = '') -> int:
+    """Convert, in place, the weights of plain bottlenecks for the attention in ``model``.
+
+    Args:
+        model: the network with attention.
+        state_dict: weights of the same network without; the tensors themselves are not written.
+        prefix: of ``model`` in ``state_dict``, such as 'backbone.'.
+
+    Returns:
+        The number of bottlenecks converted: all of them, or 0 where ``state_dict`` has the
+        attention's parameters already, or nothing of these bottlenecks.
+
+    Raises:
+        ConversionError: ``state_dict`` holds a part of the attention's parameters or of the
+            bottlenecks, parameters of another attention, weights of other shapes, or the network
+            cannot be converted exactly.
+    """
+    blocks = list(attention_blocks(model, prefix))
+    is_plain = _is_plain(blocks, state_dict)
+    _check_no_others(blocks, state_dict)
+    if not is_plain:
+        return 0
+    for block_prefix, block, name in blocks:
+        _convert_block(block_prefix, block, name, state_dict)
+    return len(blocks)
+
+
+def _is_plain(blocks: list, state_dict: StateDict) -> bool:
+    """Whether ``state_dict`` has all the bottlenecks and none of the attention's parameters."""
+    attention = [f'{prefix}{name}.{key}' for prefix, block, name in blocks
+                 for key in getattr(block, name).state_dict()]
+    convolutions = [f'{prefix}conv3.weight' for prefix, *_ in blocks]
+    missing_attention = [key for key in attention if key not in state_dict]
+    missing = [key for key in convolutions if key not in state_dict]
+    if not missing_attention or len(missing) == len(convolutions):
+        return False
+    if len(missing_attention) < len(attention):
+        raise ConversionError(
+            f'the checkpoint has {len(attention) - len(missing_attention)} of the '
+            f"{len(attention)} parameters of the network's attention. Missing are "
+            f'{listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
+    if missing:
+        raise ConversionError(
+            f'the checkpoint has {len(convolutions) - len(missing)} of the '
+            f"{len(convolutions)} bottlenecks of the network: it is of another depth. Missing are "
+            f'{listed(missing)}')
+    return True
+
+
+def _check_no_others(blocks: list, state_dict: StateDict) -> None:
+    for prefix, block, _ in blocks:
+        known = block.state_dict().keys()
+        others = [key for key in state_dict
+                  if key.startswith(prefix) and key.removeprefix(prefix) not in known]
+        if others:
+            raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
+                                  f'knows nothing: {_remedy(others)}')
+
+
+def _remedy_for_missing(missing: list[str]) -> str:
+    if _are_biases_of_se(missing):
+        return ('It is of SE without biases: give the network none either, by --cfg-options '
+                'model.backbone.attention.bias=False')
+    return 'Give one with all of them, or with none'
+
+
+def _are_biases_of_se(keys: list[str]) -> bool:
+    return all(key.endswith(('.se.fc1.bias', '.se.fc2.bias')) for key in keys)
+
+
+def _remedy(others: list[str]) -> str:
+    if _are_biases_of_se(others):
+        return ('it is of SE with biases. Give the network them too: --cfg-options '
+                'model.backbone.attention.bias=True')
+    return 'is it of another attention?'
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """The first ``most`` names, and how many more there are."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDict) -> None:
+    attention = getattr(block, name)
+    norm_name = block.norm3_name
+    if not isinstance(getattr(block, norm_name), _BatchNorm):
+        raise ConversionError(
+            f'{prefix}{norm_name} is {type(getattr(block, norm_name)).__name__}: only batch norm, '
+            'which treats every channel alone, can be converted')
+    norm = {key: f'{prefix}{norm_name}.{key}'
+            for key in ('weight', 'bias', 'running_mean', 'running_var')}
+    convolution = [f'{prefix}conv3.{key}' for key in block.conv3.state_dict()]
+    _check_shapes((*convolution, *norm.values()), state_dict, block, prefix)
+
+    try:
+        neutral, gate = attention.neutral_state()
+    except ValueError as error:
+        raise ConversionError(f'{prefix}{name} cannot be converted: {error}') from error
+    source = attention.source_channels()
+    for key in (*convolution, *norm.values()):
+        state_dict[key] = state_dict[key][source.to(state_dict[key].device)]
+    for key in (norm['weight'], norm['bias']):
+        state_dict[key] = (state_dict[key].double() / gate).to(state_dict[key].dtype)
+    dtype = state_dict[norm['weight']].dtype
+    for key, value in neutral.items():
+        value = value.to(dtype) if value.is_floating_point() else value
+        state_dict[f'{prefix}{name}.{key}'] = value
+
+
+def _check_shapes(keys: tuple, state_dict: StateDict, block: nn.Module, prefix: str) -> None:
+    network = block.state_dict()
+    for key in keys:
+        if key not in state_dict:
+            raise ConversionError(f'the checkpoint lacks {key}')
+        found, expected = state_dict[key].shape, network[key.removeprefix(prefix)].shape
+        if found != expected:
+            raise ConversionError(f'{key} has shape {tuple(found)} in the checkpoint, '
+                                  f'{tuple(expected)} in the network')
+
+
+def convert_on_load(model: nn.Module, state_dict: StateDict, prefix: str) -> None:
+    """``convert_state_dict`` for a network that is being loaded: says so in the log."""
+    converted = convert_state_dict(model, state_dict, prefix)
+    if converted:
+        print_log(
+            f'The checkpoint is of a network without attention: its {converted} bottlenecks were '
+            f'converted, so that {type(model).__name__} computes the same function '
+            '(convert_weights=False turns this off).', logger='current')
