@@ -71,6 +71,11 @@ def _other_torchvision(error: Exception) -> str:
             f'torch {torch}, built as that is, with CUDA or for the CPU')
 
 
+def tools_of(package: str) -> Path:
+    """Return the folder with the scripts of an installed 'mmdet' or 'mmpretrain'."""
+    return Path(find_spec(package).origin).parent / '.mim' / 'tools'
+
+
 def stack() -> str:
     """Which of the two is installed: 'openmmlab' or 'onedl'."""
     try:
@@ -82,11 +87,11 @@ def stack() -> str:
 
 def versions() -> dict[str, str]:
     """What runs here: the stack ('openmmlab' or 'onedl'), and the version of every part of it."""
-    from .version import __version__
-    parts = {name: importlib.import_module(name).__version__ for name in MINIMUM_VERSIONS}
+    parts = {name: importlib.import_module(name).__version__
+             for name in ('sa_mmdet', *MINIMUM_VERSIONS)}
     with suppress(metadata.PackageNotFoundError):
         parts['mmpretrain'] = metadata.version(MMPRETRAIN[stack()])
-    return dict(stack=stack(), sa_mmdet=__version__, python=platform.python_version(), **parts)
+    return dict(stack=stack(), python=platform.python_version(), **parts)
 
 
 def _check_package(package: str, minimum: str) -> None:

@@ -29,10 +29,10 @@ from sa_mmdet.apps.speed.report import (
 )
 from sa_mmdet.apps.speed.train import TrainCase, check_config, measure_training
 from sa_mmdet.apps.speed.variants import NetworkCase
-from sa_mmdet.apps.validate.config import ConfigError, read_config, reason
-from sa_mmdet.checkpoint.files import file_problem, write_atomically
+from sa_mmdet.apps.validate.config import ConfigError, file_problem, read_config, reason
+from sa_mmdet.checkpoint.files import write_atomically
 from sa_mmdet.ops import triton_launch
-from sa_mmdet.ops.dispatch import IMPLEMENTATIONS, choose
+from sa_mmdet.ops.dispatch import IMPLEMENTATIONS, choose, module_of
 
 OUTPUTS = ('.json', '.png')
 NETWORK_DTYPES = ('float32', 'bfloat16', 'float16')
@@ -226,7 +226,7 @@ def implementation_name(args: argparse.Namespace, case: OperatorCase | NetworkCa
                         getattr(args, 'implementation', None))
     except (RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
-    return next(name for name, module in IMPLEMENTATIONS.items() if module is chosen)
+    return next(name for name in IMPLEMENTATIONS if module_of(name) is chosen)
 
 
 def describe(args: argparse.Namespace, subject: str) -> str:

@@ -22,8 +22,14 @@ from sa_mmdet.apps.paper.complexity import (
 )
 from sa_mmdet.apps.paper.complexity_table import compute_table, render, unexplained
 from sa_mmdet.apps.paper.tables import load_table
-from sa_mmdet.apps.validate.config import Overrides, check_detector, is_classifier, read_config
-from sa_mmdet.checkpoint.files import file_problem, write_atomically
+from sa_mmdet.apps.validate.config import (
+    Overrides,
+    check_detector,
+    file_problem,
+    is_classifier,
+    read_config,
+)
+from sa_mmdet.checkpoint.files import write_atomically
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 

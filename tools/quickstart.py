@@ -8,8 +8,13 @@ import sys
 from pathlib import Path
 
 from sa_mmdet.apps.quickstart.run import check_quickstart, run_quickstart
-from sa_mmdet.apps.validate.config import ConfigError, Overrides, check_detector, read_config
-from sa_mmdet.checkpoint.files import folder_problem
+from sa_mmdet.apps.validate.config import (
+    ConfigError,
+    Overrides,
+    check_detector,
+    folder_problem,
+    read_config,
+)
 
 CONFIG = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 

@@ -15,16 +15,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from sa_mmdet.apps.paper.benchmarks import BENCHMARKS, benchmark_of
 from sa_mmdet.apps.paper.checks import find_problems, save_settings
-from sa_mmdet.apps.paper.evaluation import check_result
 from sa_mmdet.apps.paper.execute import execute, test_command, train_command
 from sa_mmdet.apps.paper.report import write_report
 from sa_mmdet.apps.paper.runs import (
+    BENCHMARKS,
     TABLES,
     ReproduceError,
     Run,
     Settings,
+    benchmark_of,
     dataset_of,
     plan_runs,
     read_result,
@@ -202,8 +202,9 @@ def check(work_dir: Path) -> bool:
     results = results_in(work_dir)
     if not results:
         raise ReproduceError(f'{work_dir} has no finished run')
-    well = [tell(f'{result["row"]} seed {result["seed"]}', check_result(result, folder),
-                 'every figure is as reported') for folder, result in results.items()]
+    well = [tell(f'{result["row"]} seed {result["seed"]}',
+                 benchmark_of(result).check_result(result, folder), 'every figure is as reported')
+            for folder, result in results.items()]
     return all(well)
 
 

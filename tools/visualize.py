@@ -11,8 +11,14 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from sa_mmdet.apps.preflight import check_data
-from sa_mmdet.apps.validate.config import ConfigError, Overrides, check_detector, read_config
+from sa_mmdet.apps.validate.coco import coco_problems
+from sa_mmdet.apps.validate.config import (
+    ConfigError,
+    Overrides,
+    check_detector,
+    folder_problem,
+    read_config,
+)
 from sa_mmdet.apps.visualize.detector import Detector, find_class, find_device, load_detector
 from sa_mmdet.apps.visualize.grad_cam import check_captum
 from sa_mmdet.apps.visualize.modes import Options, check_options, draw_sections
@@ -24,7 +30,6 @@ from sa_mmdet.apps.visualize.pictures import (
     pictures_of_files,
 )
 from sa_mmdet.checkpoint import CheckpointError
-from sa_mmdet.checkpoint.files import folder_problem
 from sa_mmdet.environment import versions
 
 TITLES = {
@@ -125,7 +130,8 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
 
 def find_pictures(config: Config, args: argparse.Namespace) -> Iterator[Picture]:
     if args.input is None:
-        check_data(config, ('test', ))
+        if problems := list(coco_problems(config, ('test', ))):
+            raise ConfigError('\n'.join(problems))
         return pictures_of_dataset(config, args.images)
     return pictures_of_files(config, find_images(args.input, args.images))
 

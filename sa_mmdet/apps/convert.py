@@ -13,8 +13,9 @@ from ..checkpoint.files import atomic_file, sha256
 from ..checkpoint.read import read_checkpoint
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
-from ..models.convert import ConversionError, attention_blocks, convert_state_dict, listed
+from ..models.convert import ConversionError, attention_blocks, convert_state_dict
 from ..version import __version__
+from .validate.weights import mismatch
 
 CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
 NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
@@ -35,9 +36,9 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         verify: compare the backbone's outputs before and after, on random input in float64.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read or (``ConversionError``) converted,
-            ``target`` exists or cannot be written, or the verification fails; nothing is written
-            then.
+        CheckpointError: the checkpoint cannot be read.
+        ConversionError: it cannot be converted, ``target`` exists or cannot be written, or the
+            verification fails; nothing is written then.
     """
     _check_target(target)
     checkpoint = read_checkpoint(source)
@@ -51,7 +52,9 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     network, prefix = (model, 'backbone.') if whole else (model.backbone, '')
     plain = dict(state)
     converted = convert_state_dict(network, state)
-    _check_keys(network, state)
+    if problem := mismatch(network, state):
+        raise ConversionError(f'{source} does not fit: {problem}. Give a checkpoint of the same '
+                              'network as the config, or the config of the same')
     if converted:
         print(f'{converted} bottlenecks converted')
     else:
@@ -102,25 +105,6 @@ def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
             f'no name in the checkpoint is one of the network: it has {next(iter(state), "none")}, '
             f'the backbone {next(iter(backbone))}. Is it another network, or under another prefix?')
     return state, False
-
-
-def _check_keys(network: nn.Module, state: dict) -> None:
-    """Every parameter has its value, of its shape, and there are no others."""
-    expected = network.state_dict()
-    missing = [key for key in expected
-               if key not in state and not key.endswith('num_batches_tracked')]
-    unexpected = [key for key in state if key not in expected]
-    shapes = [f'{key} {tuple(value.shape)} where {tuple(expected[key].shape)} is needed'
-              for key, value in state.items()
-              if key in expected and value.shape != expected[key].shape]
-    kinds = [f'{key} of {value.dtype} where {expected[key].dtype} is needed'
-             for key, value in state.items()
-             if key in expected and value.is_floating_point() != expected[key].is_floating_point()]
-    for what, found in (('lacks', missing), ('has, beyond the network of the config,', unexpected),
-                        ('has', shapes), ('has', kinds)):
-        if found:
-            raise ConversionError(f'the checkpoint {what} {listed(found)}: give one of the same '
-                                  'network as the config, or the config of the same')
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:

@@ -3,11 +3,12 @@
 MMPretrain's are run for the classifiers of ImageNet, in the same way.
 """
 import gc
+import os
 import pickle
 import runpy
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,10 +16,22 @@ import torch.distributed
 from mmengine.config import Config
 
 from ..checkpoint.read import refusal, refuse_code
-from ..environment import mmpretrain_problem
-from .preflight import checked_config
-from .validate.config import SUFFIXES, Overrides, is_classifier
+from ..environment import mmpretrain_problem, tools_of, torchvision_problem
+from .validate.coco import coco_problems
+from .validate.config import (
+    SUFFIXES,
+    ConfigError,
+    build_model,
+    folder_problem,
+    is_classifier,
+    read_config,
+)
+from .validate.imagenet import imagenet_problems
+from .validate.weights import initial_weights, loading_problem
 
+NO_CHECKS = '--no-checks'
+CHECKED = 'sa_mmdet.checked'  # what the processes that wait are told
+RANKS = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'  # of torchrun, srun and mpirun
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
 CPU_WRAPPER_OPTIONS = [
     'model_wrapper_cfg.type=MMDistributedDataParallel', 'model_wrapper_cfg.device_ids=None',
@@ -26,13 +39,11 @@ CPU_WRAPPER_OPTIONS = [
 ]
 
 
-def tools_of(package: str) -> Path:
-    """The folder with the scripts of an installed 'mmdet' or 'mmpretrain'."""
-    return Path(find_spec(package).origin).parent / '.mim' / 'tools'
-
-
 def run_tool(name: str, splits: tuple[str, ...]) -> None:
     """Run a script of the installed MMDetection, or MMPretrain, with this process's command line.
+
+    What the command line leads to is checked before, by one process of several; ``--no-checks``
+    leaves that out.
 
     Args:
         name: 'train.py' or 'test.py'.
@@ -42,6 +53,8 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
         SystemExit: the configuration or a data set is missing, a checkpoint is missing, damaged or
             holds code, the processes cannot be started on this machine, or the script itself exits.
     """
+    checks = NO_CHECKS not in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != NO_CHECKS]
     package = 'mmpretrain' if _is_of_classifier(sys.argv[1:]) else 'mmdet'
     if package == 'mmpretrain' and (problem := mmpretrain_problem()):
         sys.exit(f'error: {problem}')
@@ -50,13 +63,11 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
         sys.exit(f'error: {script} is missing: install {package} from its wheel or by '
                  '`pip install`, which put its tools there')
     tool = runpy.run_path(str(script), run_name='tool')
-    # the script's own --cfg-options, which would end in a traceback where there is no '='
-    tool['parse_args'].__globals__['DictAction'] = Overrides
     args = tool['parse_args']()
     refuse_code()
-    config = checked_config(args, splits)
+    store = _check_once(args, splits) if checks else None
     if args.launcher != 'none' and not torch.cuda.is_available():
-        _start_cpu_processes(args.launcher, config)
+        _start_cpu_processes(args)
     try:
         tool['main']()
     except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
@@ -69,10 +80,11 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
         # with the last object that holds the group: a model, which is part of reference cycles.
         gc.collect()
         torch.distributed.destroy_process_group()
+    del store
 
 
 def _is_of_classifier(arguments: list[str]) -> bool:
-    """Whether a config in a command line is one of MMPretrain's."""
+    """Return whether a config in a command line is one of MMPretrain's."""
     for argument in arguments:
         if argument.endswith(SUFFIXES) and Path(argument).is_file():
             try:
@@ -83,26 +95,70 @@ def _is_of_classifier(arguments: list[str]) -> bool:
     return False
 
 
-def _start_cpu_processes(launcher: str, config: Config) -> None:
-    """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
+def _check_once(args: Namespace, splits: tuple[str, ...]) -> object | None:
+    """Check in the first process; of torchrun's the others wait for it, and end if it does.
+
+    Returns:
+        What the processes meet in, which has to live as long as one of them may wait.
+    """
+    rank = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
+    if args.launcher != 'pytorch' or 'RANK' not in os.environ:
+        if args.launcher == 'none' or rank == 0:
+            _check(args, splits)
+        return None
+    store, *_ = next(torch.distributed.rendezvous('env://'))
+    if rank == 0:
+        _check(args, splits)
+        store.set(CHECKED, '')
+    else:
+        store.wait([CHECKED])
+    return store
+
+
+def _check(args: Namespace, splits: tuple[str, ...]) -> None:
+    """Exit with a message if anything is wrong with what a command line leads to."""
+    if getattr(args, 'no_validate', False):  # of MMPretrain's train.py
+        splits = tuple(split for split in splits if split != 'val')
+    try:
+        config = read_config(Path(args.config).absolute(), args.cfg_options)
+        build_model(config, scope='mmengine')  # what MMEngine takes where none is set
+    except ConfigError as error:
+        sys.exit(f'error: {error}')
+    if problems := dict.fromkeys(_problems(args, config, splits)):
+        sys.exit('error: ' + '\n'.join(problems))
+
+
+def _problems(args: Namespace, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
+    folder = args.work_dir or config.get('work_dir') or 'work_dirs'
+    if problem := folder_problem(Path(folder)):
+        yield f'--work-dir {folder}: {problem}: choose another'
+    initial = list(initial_weights(config.model)) if 'train' in splits else []
+    for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
+                   config.get('load_from'), *initial]:
+        if problem := loading_problem(source):
+            yield problem
+    yield from (imagenet_problems if is_classifier(config) else coco_problems)(config, splits)
+    if any(source.startswith('torchvision://') for source in initial) and (
+            problem := torchvision_problem()):
+        yield problem
+    if args.launcher != 'none' and not torch.cuda.is_available():
+        yield from _cpu_problems(args.launcher, config)
+
+
+def _cpu_problems(launcher: str, config: Config) -> Iterator[str]:
     if launcher != 'pytorch':
-        sys.exit(f'error: --launcher {launcher} needs a GPU on every node, and this one has none. '
-                 'On CPUs use tools/dist_train.sh and tools/dist_test.sh.')
+        yield (f'--launcher {launcher} needs a GPU on every node, and this one has none. On CPUs '
+               'use tools/dist_train.sh and tools/dist_test.sh.')
     synchronised = list(_synchronised_norms(config.model, 'model'))
     if config.get('sync_bn'):
         synchronised.append('sync_bn=None')
     if synchronised:
-        sys.exit('error: PyTorch synchronises batch norms between GPUs only, and there is none '
-                 f'here. On CPUs leave that out: --cfg-options {" ".join(synchronised)}')
-    torch.distributed.init_process_group('gloo')
-    sys.argv += [
-        '--cfg-options', *CPU_WRAPPER_OPTIONS,
-        f'model_wrapper_cfg.find_unused_parameters={config.get("find_unused_parameters", False)}'
-    ]
+        yield ('PyTorch synchronises batch norms between GPUs only, and there is none here. On '
+               f'CPUs leave that out: --cfg-options {" ".join(synchronised)}')
 
 
 def _synchronised_norms(node, path: str) -> Iterator[str]:
-    """The options that make ordinary batch norms of those in a model's configuration."""
+    """Yield the options that make ordinary batch norms of those in a model's configuration."""
     if isinstance(node, dict):
         if node.get('type') in ('SyncBN', 'MMSyncBN'):
             yield f'{path}.type=BN'
@@ -111,3 +167,14 @@ def _synchronised_norms(node, path: str) -> Iterator[str]:
     elif isinstance(node, (list, tuple)):
         for index, value in enumerate(node):
             yield from _synchronised_norms(value, f'{path}.{index}')
+
+
+def _start_cpu_processes(args: Namespace) -> None:
+    """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
+    config = Config.fromfile(args.config)
+    config.merge_from_dict(args.cfg_options or {})
+    torch.distributed.init_process_group('gloo')
+    sys.argv += [
+        '--cfg-options', *CPU_WRAPPER_OPTIONS,
+        f'model_wrapper_cfg.find_unused_parameters={config.get("find_unused_parameters", False)}'
+    ]

@@ -32,28 +32,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
 
 
-def folder_problem(path: Path) -> str | None:
-    """Why nothing can be written into a folder, which may not exist yet; None if it can."""
-    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not existing.is_dir():
-        return f'{existing} is not a folder'
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            return None
-    except OSError as error:
-        return f'{existing} cannot be written to: {error.strerror}'
-
-
-def file_problem(path: Path) -> str | None:
-    """Why a file cannot be written into a folder that exists; None if it can."""
-    folder = path.absolute().parent
-    if path.is_dir():
-        return f'{path} is a folder: give the name of a file'
-    if not folder.exists():
-        return f'the folder {folder} does not exist: make it, or give another file'
-    return folder_problem(folder)
-
-
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a whole file; raises as ``atomic_file`` does."""
     with atomic_file(path) as file:

@@ -80,12 +80,12 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
         raise ConversionError(
             f'the checkpoint has {len(attention) - len(missing_attention)} of the '
             f"{len(attention)} parameters of the network's attention. Missing are "
-            f'{listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
+            f'{_listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
             f"{len(convolutions)} bottlenecks of the network: it is of another depth. Missing are "
-            f'{listed(missing)}')
+            f'{_listed(missing)}')
     return True
 
 
@@ -95,7 +95,7 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
         others = [key for key in state_dict
                   if key.startswith(prefix) and key.removeprefix(prefix) not in known]
         if others:
-            raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
+            raise ConversionError(f'the checkpoint has {_listed(others)}, of which the network '
                                   f'knows nothing: {_remedy(others)}')
 
 
@@ -117,7 +117,7 @@ def _remedy(others: list[str]) -> str:
     return 'is it of another attention?'
 
 
-def listed(names: list[str], most: int = 3) -> str:
+def _listed(names: list[str], most: int = 3) -> str:
     """The first ``most`` names, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more

@@ -1,4 +1,5 @@
 """Which implementation computes: decided once for each device and dtype, then remembered."""
+import importlib
 import math
 import os
 import threading
@@ -11,11 +12,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
-from . import cpp, reference, triton_launch
+from . import reference
 
 ENVIRONMENT_VARIABLE = 'SA_MMDET_OPS'
-IMPLEMENTATIONS: dict[str, ModuleType] = {
-    'reference': reference, 'cpu': cpp, 'triton': triton_launch}
+IMPLEMENTATIONS = {'reference': 'reference', 'cpu': 'cpp', 'triton': 'triton_launch'}  # modules
 BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
 
 # What registers the operator came with torch 2.4.
@@ -35,7 +35,12 @@ def implementations() -> dict[str, str | None]:
     float16; 'triton' is for CUDA tensors in float32, bfloat16 and float16.
     """
     return {'reference': None, 'cpu': problem('cpu', torch.device('cpu')),
-            'triton': problem('triton', triton_launch.device())}
+            'triton': problem('triton', module_of('triton').device())}
+
+
+def module_of(name: str) -> ModuleType:
+    """Return an implementation by its name; it is imported when it is first asked for."""
+    return importlib.import_module(f'.{IMPLEMENTATIONS[name]}', __package__)
 
 
 def forget_choices() -> None:
@@ -104,7 +109,7 @@ def problem(name: str, device: torch.device, dtype: torch.dtype = torch.float32)
     with _lock:
         key = name, device, dtype
         if key not in _problems:
-            module = IMPLEMENTATIONS[name]
+            module = module_of(name)
             _problems[key] = (
                 f'it needs torch >= 2.4, this is {torch.__version__}.' if not HAS_OPERATOR else
                 module.unavailable(device) or _failure(module, device, dtype))
@@ -117,7 +122,7 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
         source, name = ENVIRONMENT_VARIABLE, os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is None:
         fused = BY_DEVICE.get(device.type, 'reference')
-        if fused == 'reference' or dtype not in IMPLEMENTATIONS[fused].DTYPES:
+        if fused == 'reference' or dtype not in module_of(fused).DTYPES:
             return reference
         reason = problem(fused, device, dtype)
         if reason and (fused, device) not in _warned:
@@ -126,11 +131,11 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
                 f'{reason} {ENVIRONMENT_VARIABLE}=reference in the environment chooses them '
                 'without this warning.', RuntimeWarning, stacklevel=2)
             _warned.add((fused, device))
-        return reference if reason else IMPLEMENTATIONS[fused]
+        return reference if reason else module_of(fused)
     if name not in IMPLEMENTATIONS:
         raise ValueError(f'{source}={name!r} is no implementation of shuffle attention: use one of '
                          f'{", ".join(IMPLEMENTATIONS)}')
-    module = IMPLEMENTATIONS[name]
+    module = module_of(name)
     if module is reference:
         return module
     what = (f'on {device}' if not module.takes_device(device) else

@@ -1,5 +1,4 @@
 """Everything that could fail after days, tried in seconds before anything starts."""
-import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -7,17 +6,23 @@ from pathlib import Path
 
 import torch
 from mmcv.ops import get_compiling_cuda_version
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 
-from ...checkpoint.files import folder_problem, sha256, write_atomically
-from ...models.convert import listed
-from ..train import tools_of
-from ..validate.config import ConfigError, check_epochs, read_config, reason
-from .benchmarks import SPLITS, Benchmark
+from ...checkpoint.files import sha256, write_atomically
+from ...environment import tools_of
+from ..validate.config import (
+    ConfigError,
+    build_model,
+    check_epochs,
+    differing_keys,
+    folder_problem,
+    listed,
+    read_config,
+    reason,
+)
+from ..validate.weights import checkpoint_problem, initial_weights_problem
+from .benchmarks.base import SPLITS, Benchmark
 from .runs import ReproduceError, Run, Settings, read_result
-from .weights import checkpoint_problem, initial_weights_problem
 
 SETTINGS_FILE = 'settings.json'
 BYTES_PER_PARAMETER = 8  # float32, and its momentum
@@ -56,7 +61,7 @@ def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
             continue
         try:
             configs[run.row.name] = run.config
-            _build_model(run.config)
+            build_model(run.config)
             _check_parts(run)
         except Exception as error:  # a config can be wrong in any way
             problems.append(f'{run.row.name}: its config does not build: {reason(error)}')
@@ -151,25 +156,10 @@ def _other_run(run: Run) -> Iterator[str]:
                    'give another --work-dir')
 
 
-def differing_keys(a, b, name: str = '') -> Iterator[str]:
-    """The dotted names of the values that are not the same in two nested dicts."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in dict.fromkeys([*a, *b]):
-            yield from differing_keys(a.get(key), b.get(key), f'{name}.{key}' if name else str(key))
-    elif a != b:
-        yield name
-
-
 def save_settings(settings: Settings) -> None:
     """Make the work dir, and note what it holds."""
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.work_dir / SETTINGS_FILE, json.dumps(settings.identity(), indent=1))
-
-
-def _build_model(config: Config):
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    with torch.device('meta'):
-        return MODELS.build(copy.deepcopy(config.model))  # a detector writes into its config
 
 
 def _distinct_data(runs: list[Run]) -> list[Run]:
@@ -212,7 +202,7 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
 
 
 def _count_parameters(config: Config) -> int:
-    return sum(parameter.numel() for parameter in _build_model(config).parameters())
+    return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
 def _bytes_needed(run: Run, params: int) -> int:

@@ -21,7 +21,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from ...models.attention import AttentionLayer, ShuffleAttention
+from ...models.attention import AttentionLayer
 from ..validate.config import reason
 
 CONVENTIONS = ('paper', 'mmengine')
@@ -226,7 +226,7 @@ def _count_detector_as_mmengine(cfg: ConfigDict, shape: tuple[int, int]) -> Comp
 
 def _count_paper(model: nn.Module, shape: tuple[int, int], detection: bool = False) -> Complexity:
     def weights(layer: AttentionLayer) -> dict[str, int]:
-        sa_in_detector = detection and isinstance(layer, ShuffleAttention)
+        sa_in_detector = detection and isinstance(layer, MODELS.get('ShuffleAttention'))
         return PAPER_DETECTOR_SA_WEIGHTS if sa_in_detector else PAPER_WEIGHTS
 
     with _recorded(model, AttentionLayer) as attention, \

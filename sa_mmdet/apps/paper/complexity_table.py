@@ -5,20 +5,13 @@ from pathlib import Path
 from mmengine.config import Config
 from rich.table import Table
 
+from ...models.attention import AttentionLayer
 from .complexity import Complexity, classifier_complexity, detector_complexity
 from .tables import Row, load_table
 
 CELLS = ('params_m', 'gflops')
 DECIMALS = {1: 3, 2: 3, 3: 2}
 
-# The classifiers' layers, of which SE has biases.
-CLASSIFIER_ATTENTION = {
-    'SE': dict(type='SqueezeExcitation', bias=True),
-    'CBAM': dict(type='CBAM'),
-    'SGE': dict(type='SpatialGroupEnhance'),
-    'ECA': dict(type='EfficientChannelAttention'),
-    'SA': dict(type='ShuffleAttention'),
-}
 ABLATIONS = {
     'origin': {},
     'w/o_gn': dict(gn=False),
@@ -70,7 +63,11 @@ def classifier_backbone(row: Row) -> dict:
     """
     backbone = dict(type='ResNet', depth=row.depth, norm_eval=False)
     if row.attention != 'none':
-        attention = CLASSIFIER_ATTENTION[row.attention] | ABLATIONS.get(row.variant, {})
+        layer = next(layer for layer in AttentionLayer.__subclasses__()
+                     if layer._abbr_ == row.attention.lower())
+        attention = dict(type=layer.__name__, **ABLATIONS.get(row.variant, {}))
+        if row.attention == 'SE':
+            attention['bias'] = True  # in classifiers
         backbone |= dict(type='AttentionResNet', attention=attention)
     return backbone
 

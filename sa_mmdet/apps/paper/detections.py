@@ -1,6 +1,4 @@
 """Detections that a test saved, beside the ground truth, without the detector."""
-import contextlib
-import io
 import json
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from pycocotools.coco import COCO
 
 from ..visualize.pictures import read_image
 from ..visualize.predictions import GAP, draw_predictions
+from .benchmarks.coco import ground_truth
 
 
 def draw_detections(annotations: Path, images: Path, detections: Path, meta: dict,
@@ -34,8 +33,7 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
     Raises:
         ConfigError: an image is damaged.
     """
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-        truth = COCO(str(annotations))
+    truth = ground_truth(annotations)
     labels = {id_: meta['classes'].index(category['name'])
               for id_, category in truth.cats.items() if category['name'] in meta['classes']}
     chosen = sorted(image for image, objects in truth.imgToAnns.items()

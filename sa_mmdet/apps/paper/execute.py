@@ -10,13 +10,11 @@ from pathlib import Path
 
 from ...checkpoint.files import sha256, write_atomically
 from ...environment import versions
-from ..validate.coco import dataset_meta
+from ..validate.coco import dataset_meta, dataset_paths
 from ..validate.config import ConfigError
 from ..visualize.predictions import encode
-from .benchmarks.coco_files import dataset_paths
 from .checks import disk_problems
 from .detections import draw_detections
-from .evaluation import differs_from_log
 from .processes import locked, run_child
 from .report import PICTURE
 from .runs import ReproduceError, Run, Settings
@@ -173,8 +171,8 @@ def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
         evaluated_on = run.benchmark.describe(run.config)
     except (OSError, ValueError) as error:
         raise RunFailed(f'{run.name}: {error}') from error
-    result = dict(row=run.row.name, seed=run.seed, metrics={}, logged=logged, predictions={},
-                  evaluated_on=evaluated_on, trained=run.trains)
+    result = dict(dataset=run.benchmark.name, row=run.row.name, seed=run.seed, metrics={},
+                  logged=logged, predictions={}, evaluated_on=evaluated_on, trained=run.trains)
     for task in run.tasks:
         path = run.prediction_file(task)
         if not path.is_file():
@@ -197,7 +195,7 @@ def _compare_with_log(run: Run, result: dict, task: str) -> None:
         return
     if lacking:
         raise RunFailed(f'{run.name}: the test did not log {lacking[0]}: {run.output_file}')
-    if differing := differs_from_log(result, task):
+    if differing := run.benchmark.differs_from_log(result, task):
         raise RunFailed(f'{run.name}: the saved predictions give other figures than the test '
                         f'logged: {"; ".join(differing)}')
 

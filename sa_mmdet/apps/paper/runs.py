@@ -10,10 +10,13 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ...checkpoint.read import last_whole
-from .benchmarks import Benchmark, benchmark_of
+from .benchmarks.base import Benchmark
+from .benchmarks.coco import Coco
+from .benchmarks.imagenet import ImageNet
 from .tables import DATASETS, TASKS, Row, load_table
 
 TABLES = tuple(TASKS)
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (ImageNet(), Coco())}
 RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on', 'start', 'epochs',
                'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
                'checkpoint', 'checkpoint_sha256')
@@ -99,7 +102,7 @@ class Run:
     @property
     def benchmark(self) -> Benchmark:
         """What it is trained and evaluated on."""
-        return benchmark_of(self.row)
+        return BENCHMARKS[self.row.dataset]
 
     def prediction_file(self, task: str) -> Path:
         """All that was predicted in the test."""
@@ -170,6 +173,12 @@ def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
     if problem:
         raise ReproduceError(f'{path} is damaged ({problem}): remove it to test again')
     return result
+
+
+def benchmark_of(result: dict) -> Benchmark:
+    """Return the benchmark of a run by its result, which in versions before 0.1 did not name it."""
+    name = result.get('dataset') or ('ImageNet' if 'accuracy' in result['metrics'] else 'COCO')
+    return BENCHMARKS[name]
 
 
 def dataset_of(tables: list[int]) -> str:

@@ -1,18 +1,11 @@
 """Initial weights: which file starts which backbone, and whether it fits."""
-import copy
 import itertools
 import re
 from pathlib import Path
 
-import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner.checkpoint import CheckpointLoader
 
 from ...checkpoint import CheckpointError, read_checkpoint
-from ...checkpoint.read import refuse_code
-from ...environment import torchvision_problem
 from .runs import ReproduceError, read_result
 from .tables import Row
 
@@ -123,64 +116,3 @@ def describe_start(config: Config) -> str:
     if source.startswith('torchvision://') and attention:
         return f'{source}, converted'
     return str(source)
-
-
-def initial_weights_problem(config: Config) -> str | None:
-    """What is wrong with the initial weights of a config's backbone, None if they can be loaded."""
-    init = config.model.backbone.get('init_cfg')
-    source = init.get('checkpoint') if isinstance(init, dict) else None
-    if not source:
-        return None
-    init_default_scope('mmdet')
-    backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
-    try:
-        if '://' in source:
-            refuse_code()
-            state = CheckpointLoader.load_checkpoint(source, map_location='cpu')
-        else:
-            state = read_checkpoint(Path(source))
-        state = state.get('state_dict', state)
-        prefix = init.get('prefix') or ''
-        state = {key.removeprefix('module.').removeprefix(prefix): value
-                 for key, value in state.items()
-                 if key.removeprefix('module.').startswith(prefix)}
-        missing, unexpected = backbone.load_state_dict(state, strict=False)
-    except Exception as error:  # of the file system, the network, the unpickler or the shapes
-        text = str(error).strip() or repr(error)
-        if 'torchvision' in text:
-            return torchvision_problem()
-        return f'{source} cannot be loaded: {text.splitlines()[0]}'
-    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-    if missing:
-        return (f'{source} lacks {len(missing)} weights of the backbone '
-                f'{config.model.backbone.type}, such as {missing[0]}')
-    unexpected = [key for key in unexpected if key.startswith('layer')]
-    if unexpected:
-        return (f'{source} has {len(unexpected)} weights that the backbone '
-                f'{config.model.backbone.type} does not know, such as {unexpected[0]}')
-    return None
-
-
-def checkpoint_problem(path: Path, config: Config) -> str | None:
-    """What is wrong with a model's checkpoint for a config, None if it fits."""
-    try:
-        state = read_checkpoint(path)['state_dict']
-    except CheckpointError as error:
-        return str(error)
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    with torch.device('meta'):
-        expected = MODELS.build(copy.deepcopy(config.model)).state_dict()
-    missing = [key for key in expected if key not in state]
-    if missing:
-        return (f'{path} lacks {len(missing)} of the weights of {config.model.type} with '
-                f'{config.model.backbone.type}, such as {missing[0]}')
-    unexpected = [key for key in state if key not in expected]
-    if unexpected:
-        return (f'{path} has {len(unexpected)} weights that {config.model.type} with '
-                f'{config.model.backbone.type} does not know, such as {unexpected[0]}: is it of '
-                'another row?')
-    wrong = [key for key in expected if expected[key].shape != state[key].shape]
-    if wrong:
-        return (f'{path}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)}, '
-                f'{tuple(expected[wrong[0]].shape)} is needed')
-    return None

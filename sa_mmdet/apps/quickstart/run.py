@@ -12,11 +12,16 @@ from mmengine.runner import Runner
 from rich.console import Console
 from rich.table import Table
 
-from ...checkpoint.files import folder_problem, write_atomically
+from ...checkpoint.files import write_atomically
 from ...checkpoint.read import refuse_code
-from ...models.convert import listed
-from ..paper.checks import differing_keys
-from ..validate.config import ConfigError, check_epochs, read_config
+from ..validate.config import (
+    ConfigError,
+    check_epochs,
+    differing_keys,
+    folder_problem,
+    listed,
+    read_config,
+)
 from ..visualize.predictions import draw_predictions, encode
 from .shapes import generate_shapes
 

@@ -2,15 +2,17 @@
 import copy
 import difflib
 import sys
+import tempfile
 import traceback
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from ...environment import mmpretrain_problem
 
@@ -91,12 +93,17 @@ def is_classifier(config: Config) -> bool:
     return config.get('default_scope') == 'mmpretrain'
 
 
-def check_model(config: Config, scope: str = 'mmdet') -> None:
-    """Raise ConfigError unless a config has a model that can be built.
+def build_model(config: Config, scope: str = 'mmdet') -> nn.Module:
+    """Build the model of a config, to see whether that can be done.
 
-    The types are those of ``scope``, unless the config sets its own ``default_scope``. The model is
-    built without memory for its weights, on PyTorch's meta device; only what fails there is
-    built on the CPU, to be sure.
+    The types are those of ``scope``, unless the config sets its own ``default_scope``.
+
+    Returns:
+        The model without memory for its weights, on PyTorch's meta device; what cannot be built
+        there is on the CPU.
+
+    Raises:
+        ConfigError: the config has no model, or it cannot be built.
     """
     model = config.get('model')
     if not isinstance(model, dict) or 'type' not in model:
@@ -110,8 +117,7 @@ def check_model(config: Config, scope: str = 'mmdet') -> None:
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device):
-                MODELS.build(copy.deepcopy(model))  # a detector writes into its config
-            return
+                return MODELS.build(copy.deepcopy(model))  # a detector writes into its config
         except Exception as error:  # whatever a config's classes raise
             if device == 'cpu':
                 hint = '' if scope == 'mmdet' or config.get('default_scope') else (
@@ -124,7 +130,7 @@ def check_detector(config: Config) -> None:
     """Raise ConfigError unless a config has a detector that can be built."""
     if is_classifier(config):
         raise ConfigError(f'config {config.filename} is of a classifier: give that of a detector')
-    check_model(config)
+    build_model(config)
 
 
 def datasets_below(node) -> Iterator[ConfigDict]:
@@ -138,11 +144,59 @@ def datasets_below(node) -> Iterator[ConfigDict]:
             yield from datasets_below(node.get(key))
 
 
+def loader_problem(config: Config, split: str) -> str | None:
+    """Return what is wrong if a config has no data loader for a split."""
+    loader = config.get(f'{split}_dataloader')
+    if isinstance(loader, dict):
+        return None
+    kind = 'classifier' if is_classifier(config) else 'detector'
+    return (f'config {config.filename} has no {split}_dataloader, found {loader!r}: give the '
+            f'config of a {kind} with its data')
+
+
 def check_epochs(config: Config) -> None:
     """Raise ConfigError unless a config trains for whole epochs, one at least."""
     epochs = (config.get('train_cfg') or {}).get('max_epochs')
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
+
+
+def differing_keys(a, b, name: str = '') -> Iterator[str]:
+    """Yield the dotted names of the values that are not the same in two nested dicts."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            yield from differing_keys(a.get(key), b.get(key), f'{name}.{key}' if name else str(key))
+    elif a != b:
+        yield name
+
+
+def listed(names: Iterable, most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def folder_problem(path: Path) -> str | None:
+    """Why nothing can be written into a folder, which may not exist yet; None if it can."""
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        return f'{existing} is not a folder'
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f'{existing} cannot be written to: {error.strerror}'
+
+
+def file_problem(path: Path) -> str | None:
+    """Why a file cannot be written into a folder that exists; None if it can."""
+    folder = path.absolute().parent
+    if path.is_dir():
+        return f'{path} is a folder: give the name of a file'
+    if not folder.exists():
+        return f'the folder {folder} does not exist: make it, or give another file'
+    return folder_problem(folder)
 
 
 def reason(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import cv2
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 
-from .config import datasets_below
+from .config import datasets_below, loader_problem
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 TYPES = ('ImageNet', 'mmpretrain.ImageNet')
@@ -83,6 +83,9 @@ def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         config: of a classifier; nothing is said about data sets of other types.
         splits: the data sets that are read, of 'train', 'val' and 'test'.
     """
+    if problem := loader_problem(config, splits[0]):
+        yield problem
+        return
     datasets = []
     for split in splits:
         for dataset in imagenet_datasets(config.get(f'{split}_dataloader')):

@@ -12,9 +12,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ...checkpoint.read import CheckpointError, read_checkpoint
-from ...models.convert import listed
 from ..validate.coco import dataset_meta
 from ..validate.config import ConfigError, reason
+from ..validate.weights import mismatch
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,11 @@ def load_detector(config: Config, checkpoint: Path, device: str) -> nn.Module:
     content = read_checkpoint(checkpoint)
     init_default_scope(config.get('default_scope') or 'mmdet')
     model = revert_sync_batchnorm(MODELS.build(copy.deepcopy(config.model)))
-    _load(model, content['state_dict'], checkpoint)
+    state = {key.removeprefix('module.'): value for key, value in content['state_dict'].items()}
+    if problem := mismatch(model, state):
+        raise CheckpointError(f"{checkpoint} is of another model than the config's "
+                              f'{type(model).__name__}: {problem}. Give the config that it was '
+                              'trained with')
     for module in model.modules():
         if getattr(module, 'with_cp', False):  # checkpointing hides gradients at layers
             module.with_cp = False
@@ -53,22 +57,6 @@ def load_detector(config: Config, checkpoint: Path, device: str) -> nn.Module:
         key.lower(): value
         for key, value in content.get('meta', {}).get('dataset_meta', {}).items()}
     return model.to(device).eval()
-
-
-def _load(model: nn.Module, state: dict, path: Path) -> None:
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    own = model.state_dict()
-    shapes = [key for key in state if key in own and state[key].shape != own[key].shape]
-    missing, unexpected = [], []
-    if not shapes:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-    problems = [f'{len(keys)} {what} ({listed(keys)})' for keys, what in (
-        (shapes, 'have other shapes in the model'), (unexpected, 'are none of the model'),
-        (missing, 'of the model are missing')) if keys]
-    if problems:
-        raise CheckpointError(
-            f"{path} is of another model than the config's {type(model).__name__}: of its "
-            f'{len(state)} weights {"; ".join(problems)}. Give the config that it was trained with')
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:

@@ -1,9 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from sa_mmdet.apps.paper.benchmarks.coco import LOGGED, evaluate_detections
-from sa_mmdet.apps.paper.evaluation import check_result
+from sa_mmdet.apps.paper.benchmarks.coco import LOGGED, Coco, evaluate_detections
 from sa_mmdet.apps.paper.tables import METRICS
 
 
@@ -21,7 +21,7 @@ def test_ap_is_what_mmdetection_logs(finished, task):
 
 def test_a_finished_run_checks(finished):
     folder, result = finished
-    assert check_result(result, folder) == []
+    assert Coco().check_result(result, folder) == []
 
 
 @pytest.mark.parametrize('change', [
@@ -37,14 +37,14 @@ def test_one_changed_detection_is_found(finished, change):
     detections = json.loads(path.read_text())
     change(detections)
     path.write_text(json.dumps(detections))
-    problems = check_result(result, folder)
+    problems = Coco().check_result(result, folder)
     assert any('was changed after it was evaluated' in problem for problem in problems)
 
 
 def test_another_ap_is_found(finished):
     folder, result = finished
     result['metrics']['segm']['AP75'] += 2e-6
-    problem, = check_result(result, folder)
+    problem, = Coco().check_result(result, folder)
     assert 'segm AP75' in problem
     assert 'reported' in problem
 
@@ -52,7 +52,7 @@ def test_another_ap_is_found(finished):
 def test_another_logged_ap_is_found(finished):
     folder, result = finished
     result['logged']['coco/bbox_mAP'] += 0.001
-    problem, = check_result(result, folder)
+    problem, = Coco().check_result(result, folder)
     assert 'bbox AP is' in problem
     assert 'logged' in problem
 
@@ -60,17 +60,17 @@ def test_another_logged_ap_is_found(finished):
 def test_missing_files_are_found(finished):
     folder, result = finished
     (folder / 'detections.segm.json').unlink()
-    problem, = check_result(result, folder)
+    problem, = Coco().check_result(result, folder)
     assert problem.endswith('detections.segm.json does not exist')
     result['evaluated_on']['sha256'] = '0'
-    assert 'SHA-256 differs' in check_result(result, folder)[0]
+    assert 'SHA-256 differs' in Coco().check_result(result, folder)[0]
     result['evaluated_on']['annotations'] = 'gone.json'
-    assert 'gone.json does not exist' in check_result(result, folder)[0]
+    assert 'gone.json does not exist' in Coco().check_result(result, folder)[0]
 
 
 def test_no_detections_is_an_ap_of_zero(finished):
     folder, result = finished
     (folder / 'none.json').write_text('[]')
-    metrics = evaluate_detections(result['evaluated_on']['annotations'], folder / 'none.json',
+    metrics = evaluate_detections(Path(result['evaluated_on']['annotations']), folder / 'none.json',
                                   'bbox', result['evaluated_on']['classes'])
     assert set(metrics.values()) == {0.}

@@ -5,8 +5,7 @@ import pytest
 from mmengine.config import Config
 
 from image_folder import CLASSES, generate_images
-from sa_mmdet.apps.paper.benchmarks import BENCHMARKS, benchmark_of
-from sa_mmdet.apps.paper.evaluation import check_result
+from sa_mmdet.apps.paper.runs import BENCHMARKS, benchmark_of
 from sa_mmdet.apps.paper.tables import load_table
 from sa_mmdet.checkpoint.files import sha256
 
@@ -54,9 +53,9 @@ def change(folder, edit):
 def test_accuracy(finished):
     folder, result = finished
     assert result['metrics']['accuracy'] == dict(top1=0.5, top5=16 / 24)
-    assert check_result(result, folder) == []
-    assert benchmark_of(result) is benchmark_of(load_table(2)[0]) is IMAGENET
-    assert benchmark_of(load_table(4)[0]) is BENCHMARKS['COCO']
+    assert IMAGENET.check_result(result, folder) == []
+    assert benchmark_of(result) is BENCHMARKS[load_table(2)[0].dataset] is IMAGENET
+    assert benchmark_of(result | dict(dataset='COCO')) is BENCHMARKS['COCO']
 
 
 @pytest.mark.parametrize(('edit', 'message'), [
@@ -69,7 +68,7 @@ def test_accuracy(finished):
 def test_one_changed_prediction_is_found(finished, edit, message):
     folder, result = finished
     change(folder, edit)
-    problems = check_result(result, folder)
+    problems = IMAGENET.check_result(result, folder)
     assert 'was changed after it was evaluated' in problems[0]
     assert any(message in problem for problem in problems)
 
@@ -80,17 +79,17 @@ def test_another_logged_accuracy_is_found(finished, name, value, found):
     """To half of one image in 50,000."""
     folder, result = finished
     result['logged'][name] = value
-    assert bool(check_result(result, folder)) == found
+    assert bool(IMAGENET.check_result(result, folder)) == found
 
 
 def test_changed_images_are_found(finished):
     folder, result = finished
     (folder / 'imagenet/val/n00000000/val_0.JPEG').rename(
         folder / 'imagenet/val/n00000001/val_9.JPEG')
-    problem, = check_result(result, folder)
+    problem, = IMAGENET.check_result(result, folder)
     assert 'has other images, or other classes, than were evaluated on' in problem
     (folder / 'imagenet').rename(folder / 'moved')
-    problem, = check_result(result, folder)
+    problem, = IMAGENET.check_result(result, folder)
     assert 'imagenet/val does not exist any more' in problem
 
 
@@ -121,9 +120,9 @@ def test_labels_in_a_file(config, tmp_path, finished):
     assert described['sha256'] == result['evaluated_on']['sha256']
     assert described['dataset']['ann_file'] == 'labels.txt'
     result['evaluated_on'] = described
-    assert check_result(result, folder) == []
+    assert IMAGENET.check_result(result, folder) == []
     (root / 'labels.txt').write_text('\n'.join(['no label', *lines]))
-    problem, = check_result(result, folder)
+    problem, = IMAGENET.check_result(result, folder)
     assert "labels.txt, line 1: 'no label' is not the path of an image" in problem
 
 

@@ -9,12 +9,11 @@ from mmengine.registry import init_default_scope
 from coco import CONFIGS
 from sa_mmdet.apps.paper.runs import RESULT_KEYS, ReproduceError, select_rows
 from sa_mmdet.apps.paper.weights import (
-    checkpoint_problem,
     describe_start,
     identify_backbone,
     imagenet_backbones,
-    initial_weights_problem,
 )
+from sa_mmdet.apps.validate.weights import checkpoint_problem, initial_weights_problem
 from sa_mmdet.models import AttentionResNet, SAResNet
 
 SA_R50 = CONFIGS / 'retinanet/retinanet_sa-r50_fpn_1x_coco.py'
@@ -114,10 +113,10 @@ def test_wrong_files(weights, files, message):
 
 
 def test_start_that_cannot_be_loaded(weights):
-    assert 'lacks' in initial_weights_problem(with_start(checkpoint=str(weights / 'other.pth')))
+    assert '361 missing' in initial_weights_problem(with_start(checkpoint=str(weights / 'other.pth')))
     plain = with_start(checkpoint=str(weights / 'sa.pth'))
     plain.model.backbone.type = 'ResNet'
-    assert 'does not know, such as layer1.0.sa.' in initial_weights_problem(plain)
+    assert 'not in the model (layer1.0.sa.' in initial_weights_problem(plain)
     assert 'gone.pth does not exist' in initial_weights_problem(with_start(checkpoint='gone.pth'))
     assert 'cannot be loaded' in initial_weights_problem(
         with_start(checkpoint=str(weights / 'text.pth')))
@@ -152,7 +151,7 @@ def test_checkpoint_of_another_detector(tmp_path):
     other = Config.fromfile(CONFIGS / 'retinanet/retinanet_se-r50_fpn_1x_coco.py')
     assert 'layer1.0.se.fc1.weight' in checkpoint_problem(path, other)
     plain = Config.fromfile(CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
-    assert 'does not know, such as backbone.layer1.0.sa.' in checkpoint_problem(path, plain)
+    assert 'not in the model (backbone.layer1.0.sa.' in checkpoint_problem(path, plain)
     config.model.bbox_head.num_classes = 3
-    assert 'has shape' in checkpoint_problem(path, config)
+    assert 'bbox_head.retina_cls.weight' in checkpoint_problem(path, config)
     assert 'does not exist' in checkpoint_problem(tmp_path / 'gone.pth', config)

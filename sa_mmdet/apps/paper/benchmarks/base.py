@@ -4,9 +4,11 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ....checkpoint.files import sha256
 from ..tables import Row
 
 SPLITS = ('train', 'val', 'test')
+TOLERANCE = 1e-6
 
 
 class Benchmark(ABC):
@@ -88,3 +90,48 @@ class Benchmark(ABC):
     @abstractmethod
     def is_as_logged(self, value: float, logged: float) -> bool:
         """Whether a metric of ``evaluate`` is what the test logged, to the log's precision."""
+
+    def differs_from_log(self, result: dict, task: str) -> list[str]:
+        """Return the metrics of a run's result that are not what its test logged."""
+        logged, names = result['logged'], self.logged(task)
+        return [f'{task} {metric} is {value:.6f}, logged {logged[names[metric]]}'
+                for metric, value in result['metrics'][task].items()
+                if not self.is_as_logged(value, logged[names[metric]])]
+
+    def check_result(self, result: dict, folder: Path) -> list[str]:
+        """Evaluate a finished run's predictions again.
+
+        Args:
+            result: the content of its result.json.
+            folder: where its files are.
+
+        Returns:
+            What is wrong, nothing if the files and every figure are as they were.
+        """
+        evaluated_on = result['evaluated_on']
+        try:
+            change = self.change(evaluated_on)
+        except (OSError, ValueError) as error:
+            change = str(error)
+        if change:
+            return [change]
+        return [problem for task, saved in result['predictions'].items()
+                for problem in self._check_task(result, task, folder / saved['file'],
+                                                saved['sha256'])]
+
+    def _check_task(self, result: dict, task: str, path: Path, digest: str) -> Iterator[str]:
+        if not path.is_file():
+            yield f'{path} does not exist'
+            return
+        if sha256(path) != digest:
+            yield f'{path} was changed after it was evaluated: its SHA-256 differs'
+        try:
+            metrics = self.evaluate(result['evaluated_on'], path, task)
+        except Exception as error:  # a changed file can be wrong in any way
+            yield f'{path} cannot be evaluated: {error!r}'
+            return
+        yield from (f'{task} {name} is {metrics[name]:.6f}, reported {value:.6f}'
+                    for name, value in result['metrics'][task].items()
+                    if abs(metrics[name] - value) > TOLERANCE)
+        if result['logged']:
+            yield from self.differs_from_log(result | dict(metrics={task: metrics}), task)

@@ -4,6 +4,7 @@ import copy
 import io
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -11,17 +12,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ....checkpoint.files import sha256
-from ...validate.coco import dataset_classes
+from ...validate.coco import coco_problems, dataset_meta, read_annotations
 from ..tables import METRICS, Row
-from .base import SPLITS, Benchmark
-from .coco_files import dataset_problems
+from .base import SPLITS, TOLERANCE, Benchmark
 
 # COCO val2017: https://cocodataset.org, annotations of 2017
 VAL2017 = dict(images=5000, objects=36781, categories=80)
 DETECTIONS = 'detections'  # beginning of the names of the files
 LOGGED = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m',
           'APl': 'mAP_l'}
-TOLERANCE = 1e-6
 
 
 class Coco(Benchmark):
@@ -54,21 +53,21 @@ class Coco(Benchmark):
         return folder / f'{DETECTIONS}.{task}.json'
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-        yield from dataset_problems(config, splits)
+        return coco_problems(config, splits, to_the_end=True)
 
     def describe(self, config: Config) -> dict:
         path = Path(config.test_evaluator.ann_file)
-        content = json.loads(path.read_text())
-        found = dict(images=len(content['images']), objects=len(content['annotations']),
-                     categories=len(content['categories']))
-        classes = dataset_classes(config.test_dataloader.dataset)
+        annotations = read_annotations(path)
+        found = dict(images=len(annotations.images), objects=annotations.objects,
+                     categories=len(annotations.categories))
+        classes = list(dataset_meta(config.test_dataloader.dataset)['classes'])
         is_val2017 = found == VAL2017 and len(classes) == VAL2017['categories']
         label = 'COCO val2017 (5,000 images)' if is_val2017 else (
             f'{found["images"]:,} images of {path.name} in {path.parent.parent.name}, '
             'NOT COCO val2017')
         return dict(
             label=label, is_papers=is_val2017, images=found['images'], objects=found['objects'],
-            annotations=str(path), sha256=sha256(path), classes=classes)
+            annotations=str(path), sha256=annotations.sha256, classes=classes)
 
     def change(self, evaluated_on: dict) -> str | None:
         annotations = Path(evaluated_on['annotations'])
@@ -89,6 +88,17 @@ class Coco(Benchmark):
         return abs(round(value, 3) - logged) <= TOLERANCE
 
 
+def ground_truth(annotations: Path) -> COCO:
+    """Return COCO's annotations as pycocotools has them; read once, until the file changes."""
+    return _read(annotations, annotations.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read(annotations: Path, _: int) -> COCO:
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
+        return COCO(str(annotations))
+
+
 def evaluate_detections(annotations: Path, detections: Path, task: str,
                         classes: list[str]) -> dict[str, float]:
     """COCO AP of a file of detections, as MMDetection's CocoMetric evaluates them.
@@ -102,8 +112,8 @@ def evaluate_detections(annotations: Path, detections: Path, task: str,
     Returns:
         AP, AP50, AP75, APs, APm, APl in [0, 1]; -1 where there are no objects of a size.
     """
+    truth = ground_truth(annotations)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
-        truth = COCO(str(annotations))
         found = json.loads(detections.read_text())
         if not found:
             return dict.fromkeys(METRICS[task], 0.)

@@ -1,0 +1,116 @@
+"""Whether a file of weights may be loaded, and whether it fits a model."""
+import copy
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
+from torch import Tensor, nn
+
+from ...checkpoint.read import CheckpointError, load_weights, read_checkpoint, refuse_code
+from ...environment import torchvision_problem
+from .config import listed, reason
+
+# What MMDetection's configs call the weights that parts of a model start from.
+WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
+
+
+def loading_problem(source: str | None) -> str | None:
+    """Return why a checkpoint on this machine cannot be loaded; None if it can, or is elsewhere.
+
+    Args:
+        source: a path or a URL, as configs and command lines name checkpoints; 'auto' and None are
+            none.
+    """
+    if not source or source == 'auto' or '://' in source:
+        return None
+    try:
+        load_weights(Path(source).expanduser().absolute())
+    except CheckpointError as error:
+        return f'checkpoint {error}'
+    return None
+
+
+def initial_weights(node) -> Iterator[str]:
+    """Yield the files, or their URLs, that the parts of a model's config are initialised from."""
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from initial_weights(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key in WEIGHT_KEYS and isinstance(value, str):
+                yield value
+            else:
+                yield from initial_weights(value)
+
+
+def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Load a state dict into a model; return what does not fit, None if all does.
+
+    A backbone with attention converts the weights of a plain ResNet meanwhile, as always.
+
+    Raises:
+        ConversionError: they cannot be converted.
+    """
+    own = model.state_dict()
+    kinds = [f'{key} {_kind(state[key])} instead of {_kind(own[key])}' for key in state
+             if key in own and _kind(state[key]) != _kind(own[key])]
+    missing, unexpected = ([], []) if kinds else model.load_state_dict(state, strict=False)
+    missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+    found = ((kinds, 'of another shape or type'), (missing, 'missing'),
+             (unexpected, 'not in the model'))
+    return '; '.join(f'{len(keys)} {what} ({listed(keys)})' for keys, what in found if keys) or None
+
+
+def initial_weights_problem(config: Config) -> str | None:
+    """Return what is wrong with the initial weights of a config's backbone, None if they fit."""
+    init = config.model.backbone.get('init_cfg')
+    source = init.get('checkpoint') if isinstance(init, dict) else None
+    if not source:
+        return None
+    if source.startswith('torchvision://') and (problem := torchvision_problem()):
+        return problem
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
+    try:
+        state = _read(source, init.get('prefix') or '')
+        # a classifier's own layers are left behind
+        problem = mismatch(backbone, {key: value for key, value in state.items()
+                                      if key in backbone.state_dict() or key.startswith('layer')})
+    except Exception as error:  # of the file system, the network, the unpickler, a conversion
+        return f'{source} cannot be loaded: {reason(error)}'
+    return problem and f'{source} does not fit {config.model.backbone.type}: {problem}'
+
+
+def _read(source: str, prefix: str) -> dict[str, Tensor]:
+    """Return the weights in a file, or behind a URL, without a prefix."""
+    if '://' in source:
+        refuse_code()
+        checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu')
+    else:
+        checkpoint = read_checkpoint(Path(source))
+    state = {key.removeprefix('module.'): value
+             for key, value in checkpoint.get('state_dict', checkpoint).items()}
+    return {key.removeprefix(prefix): value for key, value in state.items()
+            if key.startswith(prefix)}
+
+
+def checkpoint_problem(path: Path, config: Config) -> str | None:
+    """Return what is wrong with a model's own checkpoint for a config, None if it fits."""
+    try:
+        state = read_checkpoint(path)['state_dict']
+    except CheckpointError as error:
+        return str(error)
+    init_default_scope(config.get('default_scope') or 'mmdet')
+    model = MODELS.build(copy.deepcopy(config.model))
+    for module in model.modules():  # not a plain ResNet's, which loading would convert
+        module.convert_weights = False
+    problem = mismatch(model, state)
+    return problem and (f'{path} does not fit {config.model.type} with '
+                        f'{config.model.backbone.type}: {problem}. Is it of another row?')
+
+
+def _kind(value: Tensor) -> str:
+    return f'{"" if value.is_floating_point() else "integer "}{tuple(value.shape)}'
