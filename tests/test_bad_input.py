@@ -32,7 +32,6 @@ SA = CONFIGS / 'retinanet/retinanet_sa-r50_fpn_1x_coco.py'
 PLAIN = CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py'
 ROW = SA.name.removesuffix('_fpn_1x_coco.py')
 SMALL = dict(base_channels=16, attention=dict(groups=4))
-PLUGIN = dict(cfg=dict(type='CBAM'), position='after_conv3')
 zeros = torch.zeros
 maps, image = zeros(1, 256, 4, 4), zeros(1, 3, 64, 64)
 
@@ -74,10 +73,6 @@ def net(**change):
 
 def se_weights():
     return AttentionResNet(50, 'SqueezeExcitation', base_channels=16).state_dict()
-
-
-def plugged(**change):
-    return net(plugins=[PLUGIN | change])
 
 
 LAYERS = [
@@ -140,32 +135,7 @@ BACKBONES = [
         'SAResNet', 'SqueezeExcitation'),
     bad('channels that do not fit', lambda: SAResNet(50, base_channels=60), ValueError,
         'in_channels=240', 'groups=64'),
-    bad('a plugin without list', lambda: net(plugins=PLUGIN), TypeError, 'plugins', f'{PLUGIN}'),
-    bad('a plugin None', lambda: net(plugins=[None]), TypeError, 'plugin', 'None'),
-    bad('a plugin without cfg', lambda: net(plugins=[dict(position='after_conv3')]), TypeError,
-        'plugin', "{'position': 'after_conv3'}"),
-    bad('no position', lambda: net(plugins=[dict(cfg=PLUGIN['cfg'])]), ValueError,
-        'position', 'None'),
-    bad('a fourth convolution', lambda: plugged(position='after_conv4'), ValueError,
-        'position', "'after_conv4'"),
-    bad('stages of a plugin', lambda: plugged(stages=(True, )), ValueError, 'stages', '(True,)'),
-    bad('a plugin that is unknown', lambda: plugged(cfg=dict(type='Nope')), ValueError,
-        'plugin', "'Nope'", 'CBAM'),
-    bad('attention twice', lambda: plugged(cfg=dict(type='ShuffleAttention')), ValueError,
-        "'sa'", "postfix='_2'"),
-    bad('five frozen stages', lambda: net(frozen_stages=5), ValueError, 'frozen_stages', '5'),
-    bad('frozen as text', lambda: net(frozen_stages='1'), ValueError, 'frozen_stages', "'1'"),
-    bad('no output', lambda: net(out_indices=()), ValueError, 'out_indices', '()'),
-    bad('an output alone', lambda: net(out_indices=3), ValueError, 'out_indices', 'got 3'),
     bad('the last output', lambda: net(out_indices=(-1, )), ValueError, 'out_indices', '(-1,)'),
-    bad('more outputs than stages', lambda: net(num_stages=2, out_indices=(2, )), ValueError,
-        'out_indices', '(2,)', '[0, 1]'),
-    bad('five stages', lambda: net(num_stages=5), ValueError, 'num_stages', '5'),
-    bad('style of another framework', lambda: net(style='tensorflow'), ValueError,
-        'style', "'tensorflow'"),
-    bad('an unknown norm', lambda: net(norm_cfg=dict(type='XN')), ValueError,
-        'norm_cfg', "{'type': 'XN'}"),
-    bad('no norm', lambda: net(norm_cfg=None), ValueError, 'norm_cfg', 'None'),
     bad('convert_weights as text', lambda: net(convert_weights='no'), TypeError,
         'convert_weights', "'no'"),
     bad('a grey image', lambda: net()(image[:, :1]), ValueError, '(1, 1, 64, 64)', '(N, 3, H, W)'),
@@ -316,7 +286,6 @@ CONFIG_FILES = [
 
 OVERRIDES = [
     told('no value', f'{BACKBONE}.depth', '--cfg-options', "'model.backbone.depth'"),
-    told('no value for MMDetection', f'train.py {SA} --cfg-options foo', '--cfg-options', "'foo'"),
     told('below a number', f'{BACKBONE}.depth.x=1', '--cfg-options', "{'x': 1}"),
     told('misspelt', f'{BACKBONE}.depht=50', "'depht'", 'depth'),
     told('depth', f'{BACKBONE}.depth=18', 'depth', '18'),

@@ -125,7 +125,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except (RuntimeError, AssertionError) as error:
         parser.error(f'--device {args.device}: {reason(error)}')
     if args.device.type not in ('cpu', 'cuda'):
-        parser.error(f'--device {args.device}: time and memory are measured on cpu and cuda')
+        parser.error(f'--device must be cpu or cuda, where time and memory can be measured, got '
+                     f'{args.device}')
     if args.command == 'op' and (args.sweep or args.compile_only):
         if args.implementation not in (None, 'triton'):
             parser.error(f'--implementation {args.implementation}: --sweep and --compile-only are '
@@ -250,7 +251,8 @@ def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
     try:
         rows = list(rows)
     except (RuntimeError, ValueError) as error:  # out of memory, a type that a layer lacks, ...
-        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {reason(error)}')
+        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {reason(error)}. Choose '
+                 'another --dtype, or a smaller --size or --batch')
     Console(width=None if sys.stdout.isatty() else 110).print(table(rows))
     return rows
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sa_mmdet.apps.paper.checks import find_problems, save_settings
-from sa_mmdet.apps.paper.execute import execute, test_command, train_command
+from sa_mmdet.apps.paper.execute import run_all, test_command, train_command
 from sa_mmdet.apps.paper.report import write_report
 from sa_mmdet.apps.paper.runs import (
     BENCHMARKS,
@@ -211,7 +211,7 @@ def check(work_dir: Path) -> bool:
 def train_and_test(runs: list[Run], settings: Settings, tables: list[int]) -> bool:
     """Bring all runs to their end; whether all of them have a result."""
     save_settings(settings)
-    failures = execute(runs, settings, after_each=lambda: report(settings.work_dir, tables))
+    failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, tables))
     path = report(settings.work_dir, tables)
     print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')
     for failure in failures:

@@ -122,7 +122,7 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
     if not 0 <= args.pred_score_thr <= 1:
         parser.error(f'--pred-score-thr must be from 0 to 1, got {args.pred_score_thr}')
     if min(getattr(args, 'boxes', None) or [0]) < 0:
-        parser.error(f'--boxes are numbered from 0, got {min(args.boxes)}')
+        parser.error(f'--boxes must be numbers from 0, got {min(args.boxes)}')
     if problem := folder_problem(args.out_dir):
         parser.error(f'--out-dir: {problem}: choose another')
     return args

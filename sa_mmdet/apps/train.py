@@ -19,6 +19,7 @@ from ..checkpoint.read import refusal, refuse_code
 from ..environment import mmpretrain_problem, tools_of, torchvision_problem
 from .validate.coco import coco_problems
 from .validate.config import (
+    NO_CHECKS,
     SUFFIXES,
     ConfigError,
     build_model,
@@ -29,7 +30,6 @@ from .validate.config import (
 from .validate.imagenet import imagenet_problems
 from .validate.weights import initial_weights, loading_problem
 
-NO_CHECKS = '--no-checks'
 CHECKED = 'sa_mmdet.checked'  # what the processes that wait are told
 RANKS = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'  # of torchrun, srun and mpirun
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.

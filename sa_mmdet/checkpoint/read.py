@@ -77,7 +77,8 @@ def read_checkpoint(path: Path) -> dict:
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
     if not isinstance(state, dict) or not state or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
-        raise CheckpointError(f'{path} is not a checkpoint: it holds no state dict of tensors')
+        raise CheckpointError(f'{path} is not a checkpoint: it holds no state dict of tensors. '
+                              'Give another file')
     return checkpoint if 'state_dict' in checkpoint else dict(state_dict=state)
 
 

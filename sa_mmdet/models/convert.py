@@ -157,8 +157,8 @@ def _check_shapes(keys: tuple, state_dict: StateDict, block: nn.Module, prefix: 
             raise ConversionError(f'the checkpoint lacks {key}')
         found, expected = state_dict[key].shape, network[key.removeprefix(prefix)].shape
         if found != expected:
-            raise ConversionError(f'{key} has shape {tuple(found)} in the checkpoint, '
-                                  f'{tuple(expected)} in the network')
+            raise ConversionError(f'{key} must have shape {tuple(expected)}, as in the network, '
+                                  f'got {tuple(found)} in the checkpoint')
 
 
 def convert_on_load(model: nn.Module, state_dict: StateDict, prefix: str) -> None:

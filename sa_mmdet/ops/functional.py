@@ -164,8 +164,8 @@ def _check_values(names: tuple[str, ...], tensors: tuple[Tensor, ...], count: in
     for name, tensor in zip(names, tensors, strict=True):
         _check_floating(name, tensor)
         if tensor.numel() != count:
-            raise ValueError(f'{name} of shape {tuple(tensor.shape)} has not {meaning} = {count} '
-                             'values')
+            raise ValueError(f'{name} must have {meaning} = {count} values, got shape '
+                             f'{tuple(tensor.shape)}')
         if tensor.device != device:
             raise ValueError(f'{name} must be on the device of the input, {device}, got '
                              f'{tensor.device}: move the module or the input by .to()')

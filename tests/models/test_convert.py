@@ -186,7 +186,7 @@ def test_attention_learns_from_its_neutral_start(attention):
     (lambda state: state.pop('layer3.5.conv3.weight'), 'has 15 of the 16 bottlenecks'),
     (lambda state: state.pop('layer2.1.bn3.bias'), r'lacks layer2\.1\.bn3\.bias'),
     (lambda state: state.update({'layer1.2.conv3.weight': torch.zeros(8, 64, 1, 1)}),
-     r'layer1\.2\.conv3\.weight has shape \(8, 64, 1, 1\) .* \(256, 64, 1, 1\) in the network'),
+     r'layer1\.2\.conv3\.weight must have shape \(256, 64, 1, 1\), .* got \(8, 64, 1, 1\)'),
     (lambda state: state.update({'layer4.0.se.fc1.weight': torch.zeros(1)}),
      r'has layer4\.0\.se\.fc1\.weight, of which the network knows nothing'),
 ])

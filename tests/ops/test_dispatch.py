@@ -117,7 +117,7 @@ def test_forced_for_a_tensor_it_does_not_take(x, parameters):
     ((2, 15, 6, 5), 2, '15 channels, which is not divisible by 2'),
     ((2, 16, 6, 0), 2, r'planes without pixels.*got shape \(2, 16, 6, 0\)'),
     ((2, 16, 6, 5), 0, 'not divisible by'),
-    ((2, 16, 6, 5), 4, r'has not C / \(2 \* groups\) = 2 values'),
+    ((2, 16, 6, 5), 4, r'must have C / \(2 \* groups\) = 2 values'),
 ], ids=str)
 def test_bad_arguments(parameters, shape, groups, message):
     with pytest.raises(ValueError, match=message):

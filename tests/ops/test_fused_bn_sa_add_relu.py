@@ -302,11 +302,11 @@ def test_operator_is_what_torch_library_demands(implementation, layout, with_bat
 @pytest.mark.parametrize(('change', 'message'), [
     (dict(z=torch.zeros(8, 4, 3)), r'x must be \(N, C, H, W\)'),
     (dict(groups=3), '8 channels, which is not divisible by 2'),
-    (dict(groups=4), r'has not C / \(2 \* groups\) = 1 values'),
+    (dict(groups=4), r'must have C / \(2 \* groups\) = 1 values'),
     (dict(identity=torch.zeros(2, 8, 4, 1)), r'identity must have the shape of z, .*4, 3\D.*4, 1'),
     (dict(identity=torch.zeros(2, 8, 4, 3).double()), r'the dtype of z, torch\.float32, got .*64'),
     (dict(identity=torch.zeros(2, 8, 4, 3, device='meta')), 'the device of z, cpu, got meta'),
-    (dict(batch_norm=random_batch_norm(4)), r'weight of shape \(4,\) has not C = 8 values'),
+    (dict(batch_norm=random_batch_norm(4)), r'weight must have C = 8 values, got shape \(4,\)'),
 ], ids=['dimensions', 'channels', 'parameters', 'shape', 'dtype', 'device', 'batch norm'])
 def test_bad_arguments(change, message):
     arguments = dict(z=torch.zeros(2, 8, 4, 3), identity=torch.zeros(2, 8, 4, 3),

@@ -10,8 +10,7 @@ from mmengine.structures import InstanceData
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from ..visualize.pictures import read_image
-from ..visualize.predictions import GAP, draw_predictions
+from ..visualize.predictions import GAP, draw_predictions, read_image
 from .benchmarks.coco import ground_truth
 
 

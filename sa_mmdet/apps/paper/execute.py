@@ -11,7 +11,7 @@ from pathlib import Path
 from ...checkpoint.files import sha256, write_atomically
 from ...environment import versions
 from ..validate.coco import dataset_meta, dataset_paths
-from ..validate.config import ConfigError
+from ..validate.config import NO_CHECKS, ConfigError
 from ..visualize.predictions import encode
 from .checks import disk_problems
 from .detections import draw_detections
@@ -28,7 +28,7 @@ class RunFailed(Exception):
     """One run ended without a result; the others can go on."""
 
 
-def execute(runs: list[Run], settings: Settings, after_each) -> list[str]:
+def run_all(runs: list[Run], settings: Settings, after_each) -> list[str]:
     """Bring all runs to their end, resuming what was interrupted.
 
     Args:
@@ -98,9 +98,9 @@ def train_command(run: Run) -> list[str]:
     settings, config = run.settings, str(run.config_file)
     if settings.slurm:
         return [str(settings.tools / 'slurm_train.sh'), settings.slurm, run.row.name, config,
-                str(run.folder), '--resume']
+                str(run.folder), '--resume', NO_CHECKS]
     return [*_start(settings, 'train.py'), config, '--work-dir', str(run.folder), '--resume',
-            *_launcher(settings)]
+            NO_CHECKS, *_launcher(settings)]
 
 
 def test_command(run: Run, checkpoint: Path) -> list[str]:
@@ -109,9 +109,9 @@ def test_command(run: Run, checkpoint: Path) -> list[str]:
     work_dir = str(run.folder / 'test')
     if settings.slurm:
         return [str(settings.tools / 'slurm_test.sh'), settings.slurm, run.row.name, config,
-                str(checkpoint), '--work-dir', work_dir]
+                str(checkpoint), '--work-dir', work_dir, NO_CHECKS]
     return [*_start(settings, 'test.py'), config, str(checkpoint), '--work-dir', work_dir,
-            *_launcher(settings)]
+            NO_CHECKS, *_launcher(settings)]
 
 
 def _start(settings: Settings, tool: str) -> list[str]:

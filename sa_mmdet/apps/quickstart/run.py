@@ -40,7 +40,7 @@ def check_quickstart(config: Config) -> None:
     problem = folder_problem(Path(root)) if root else 'none is given'
     if problem:
         raise ConfigError(f'train_dataloader.dataset.data_root={root}, where the data set is '
-                          f'drawn: {problem}')
+                          f'drawn: {problem}: choose another')
     for path in Path(config.work_dir).glob('*.py'):  # where MMEngine notes what it was begun with
         changed = list(differing_keys(read_config(path).get('model'), config.model.to_dict()))
         if changed:

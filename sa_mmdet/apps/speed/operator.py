@@ -183,17 +183,17 @@ def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]
 def _variants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
     """Functions of x, or of z, identity and the batch norm, and of the attention's parameters."""
 
-    def operator(x: Tensor, *others: Tensor,
-                 implementation: str | None = case.implementation) -> Tensor:
+    def shuffle(x: Tensor, *others: Tensor,
+                implementation: str | None = case.implementation) -> Tensor:
         if not case.bottleneck:
             return shuffle_attention(x, *others, GROUPS, implementation=implementation)
         return fused_bn_sa_add_relu(x, others[0], others[1:5], *others[5:], GROUPS,
                                     implementation=implementation)
 
     if case.sweep:
-        return {'operator': operator}
-    variants = {'operator': operator,
-                   'formula': functools.partial(operator, implementation='reference')}
+        return {'operator': shuffle}
+    variants = {'operator': shuffle,
+                'formula': functools.partial(shuffle, implementation='reference')}
     if case.compiled:
         from ...ops.reference import shuffle_attention_reference
 

@@ -171,7 +171,8 @@ def _class_problems(path: Path, annotations: Annotations, dataset: ConfigDict,
                f'({listed(classes)}): its categories are {listed(names)}. Name these in the data '
                "set's metainfo=dict(classes=(...)), and their number in the heads' num_classes")
     elif unknown and to_the_end:
-        yield f'{path} lacks {len(unknown)} categories of the data set: {listed(unknown)}'
+        yield (f'{path} lacks {len(unknown)} categories of the data set ({listed(unknown)}): '
+               'complete it')
 
 
 def _image_problems(path: Path, annotations: Annotations, folder: Path, to_the_end: bool

@@ -17,6 +17,7 @@ from torch import nn
 from ...environment import mmpretrain_problem
 
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+NO_CHECKS = '--no-checks'  # of tools/train.py and test.py
 
 
 class ConfigError(ValueError):
@@ -196,7 +197,8 @@ def file_problem(path: Path) -> str | None:
         return f'{path} is a folder: give the name of a file'
     if not folder.exists():
         return f'the folder {folder} does not exist: make it, or give another file'
-    return folder_problem(folder)
+    problem = folder_problem(folder)
+    return problem and f'{problem}: give another file'
 
 
 def reason(error: BaseException) -> str:

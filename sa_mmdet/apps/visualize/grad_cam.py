@@ -60,7 +60,7 @@ def box_target(box: Tensor, label: int, name: str) -> Target:
     return Target(name, choose)
 
 
-def grad_cam(model: nn.Module, layer: str, picture: Picture, target: Target) -> Tensor:
+def compute_grad_cam(model: nn.Module, layer: str, picture: Picture, target: Target) -> Tensor:
     """Grad-CAM of a detector's scores at a layer, over the whole image.
 
     With the layer's output A, (1, K, h, w), and the score s: ReLU(sum over k of a_k A_k), a_k the
@@ -97,7 +97,7 @@ def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
 
     The product's sum over a part of the output is, to first order, what the score would lose
     without that part (Molchanov et al., arXiv 1611.06440, equation 7). It takes and raises what
-    ``grad_cam`` does.
+    ``compute_grad_cam`` does.
 
     Returns:
         (1, K, h, w), on the CPU.

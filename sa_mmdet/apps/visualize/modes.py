@@ -12,7 +12,7 @@ from ..validate.config import ConfigError
 from .cams import draw_cams, find_targets, marked
 from .detector import Detector, find_layer
 from .gates import attention_gates, draw_gates, draw_spatial_gates
-from .grad_cam import Target, grad_cam
+from .grad_cam import Target, compute_grad_cam
 from .groups import check_groups, draw_groups, group_scores
 from .page import Drawing, Section
 from .pictures import Picture, pictures_of_files, predict
@@ -135,7 +135,7 @@ def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
         cams = {}
         for detector, prepared, sample in seen:
             found = marked(sample, target)
-            cams[detector.name] = found, grad_cam(
+            cams[detector.name] = found, compute_grad_cam(
                 detector.model, options.layer, prepared, target) if len(found) else None
         name = f'cam_{picture.name}_{target.name.replace(" ", "-").replace("/", "-")}'
         yield Drawing(name, draw_cams(

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
@@ -18,6 +17,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..validate.config import ConfigError
+from .predictions import read_image
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,6 @@ def pictures_of_dataset(config: Config, count: int) -> Iterator[Picture]:
     for item in itertools.islice(dataset, count):
         path = Path(item['data_samples'].img_path)
         yield Picture(path, read_image(path), item)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8, RGB.
-
-    Raises:
-        ConfigError: there is no such file, or it is no image, or damaged.
-    """
-    if not path.is_file():
-        raise ConfigError(f'{path} does not exist: give another image, or put it there')
-    image = mmcv.imread(path) if path.stat().st_size else None
-    if image is None:
-        raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
-                          'another')
-    return np.ascontiguousarray(image[..., ::-1])
 
 
 def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSample]]:

@@ -1,9 +1,14 @@
 """Ground truth and predictions of a detector, drawn by MMDetection's visualizer."""
+from pathlib import Path
+
 import cv2
+import mmcv
 import numpy as np
 import torch
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
+
+from ..validate.config import ConfigError
 
 GAP = 8  # pixels between ground truth and predictions
 
@@ -46,6 +51,21 @@ def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, thres
 def knows_truth(sample: DetDataSample) -> bool:
     """Whether ground truth was loaded with an image, which may be that there is no object."""
     return 'gt_instances' in sample and 'bboxes' in sample.gt_instances
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8, RGB.
+
+    Raises:
+        ConfigError: there is no such file, or it is no image, or damaged.
+    """
+    if not path.is_file():
+        raise ConfigError(f'{path} does not exist: give another image, or put it there')
+    image = mmcv.imread(path) if path.stat().st_size else None
+    if image is None:
+        raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
+                          'another')
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def encode(image: np.ndarray) -> bytes:

@@ -1,17 +1,50 @@
 """ResNet with an attention layer at the end of every bottleneck."""
+import inspect
+
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...environment import torchvision_problem
 from ...ops.dispatch import route
-from ..attention import ShuffleAttention
+from ..attention import AttentionLayer, ShuffleAttention
 from ..attention.base import check_bool, check_feature_map
 from ..convert import convert_on_load
-from .arguments import STAGES, check_names, check_plugins, check_stages, find_layer
 from .attention_bottleneck import AttentionBottleneck
 from .channels_last import in_channels_last
 from .folding import conv_norm
+
+
+def find_layer(cfg: str | dict) -> dict:
+    """Return the config of an attention layer with its class as type.
+
+    Args:
+        cfg: the layer's type, or its config.
+
+    Raises:
+        TypeError: an option is not one of the layer's.
+        ValueError: there is no such layer.
+    """
+    if isinstance(cfg, str):
+        cfg = dict(type=cfg)
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise ValueError('attention must be the name of a layer or a config with a "type", such as '
+                         f"dict(type='ShuffleAttention', groups=32), got {cfg!r}")
+    layer = cfg['type']
+    if isinstance(layer, str):
+        layer = MODELS.get(layer)
+    if not isinstance(layer, type) or not issubclass(layer, nn.Module):
+        known = sorted(kind.__name__ for kind in AttentionLayer.__subclasses__())
+        raise ValueError(f'unknown attention type {cfg["type"]!r}: known are {", ".join(known)}, '
+                         'and any plugin layer registered in mmdet.registry.MODELS')
+    signature = inspect.signature(layer)
+    try:
+        signature.bind(in_channels=0, **{key: value for key, value in cfg.items()
+                                         if key not in ('type', 'postfix')})
+    except TypeError as error:
+        raise TypeError(f'attention {dict(cfg)}: {error}; {layer.__name__} takes '
+                        f'{signature}') from error
+    return dict(cfg, type=layer)
 
 
 @MODELS.register_module()
@@ -42,8 +75,7 @@ class AttentionResNet(ResNet):
 
     Raises:
         TypeError, ValueError: the depth has no bottlenecks, the attention is unknown or does not
-            fit, or another argument is none that ``mmdet.ResNet`` takes. The message names it,
-            what was given, and what is possible.
+            fit, or an output index is negative, which ``mmdet.ResNet`` takes and never gives out.
         ConversionError: on loading, the checkpoint has a part of the attention's parameters, or
             cannot be converted.
     """
@@ -68,13 +100,11 @@ class AttentionResNet(ResNet):
                 f'{sorted(self.arch_settings)}, got {depth!r}')
         check_bool('convert_weights', convert_weights)
         check_bool('channels_last', channels_last)
-        check_stages(**kwargs)
         plugin = dict(cfg=find_layer(attention), position='after_conv3')
-        num_stages = kwargs.get('num_stages', STAGES)
-        check_plugins(plugins or [], num_stages)
-        plugins = [plugin, *(plugins or [])]
-        check_names(plugins, num_stages)
-        super().__init__(depth, plugins=plugins, **kwargs)
+        super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
+        if min(self.out_indices) < 0:
+            raise ValueError('out_indices must be stages counted from 0, got '
+                             f'{self.out_indices}')
         self.convert_weights = convert_weights
         self.in_channels = kwargs.get('in_channels', 3)
         if channels_last:

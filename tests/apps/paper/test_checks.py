@@ -77,7 +77,7 @@ def test_part_of_a_val_set(settings):
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda content: content.pop('images'), "is not a file of COCO's annotations"),
     (lambda content: content['annotations'].clear(), 'has 3 images and 0 objects'),
-    (lambda content: content['categories'].pop(), "lacks 1 categories of the data set: t"),
+    (lambda content: content['categories'].pop(), "lacks 1 categories of the data set (t"),
     (lambda content: content['images'].pop(), 'objects of images that it does not list'),
 ], ids=['no images', 'no objects', 'a category less', 'an image less'])
 def test_damaged_annotations(settings, change, message):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sa_mmdet.apps.paper import execute as module
-from sa_mmdet.apps.paper.execute import RunFailed, execute
+from sa_mmdet.apps.paper.execute import RunFailed, run_all
 from sa_mmdet.apps.paper.processes import locked, run_child
 from sa_mmdet.apps.paper.runs import ReproduceError, plan_runs, select_rows
 
@@ -31,7 +31,7 @@ def test_one_failing_run_does_not_stop_the_others(runs, settings, monkeypatch, c
         finish(run, lock)
     monkeypatch.setattr(module, 'bring_to_end', fail_second)
     reports = []
-    failures = execute(runs, settings, lambda: reports.append(1))
+    failures = run_all(runs, settings, lambda: reports.append(1))
     assert failures == ['retinanet_se-r50 seed 0: it broke']
     assert [run.finished for run in runs] == [True, False, True]
     assert len(reports) == 2
@@ -42,7 +42,7 @@ def test_one_failing_run_does_not_stop_the_others(runs, settings, monkeypatch, c
     assert '2 of 3 runs remain, about 4.0 h of training' in output
 
     monkeypatch.setattr(module, 'bring_to_end', finish)
-    assert execute(runs, settings, lambda: reports.append(1)) == []
+    assert run_all(runs, settings, lambda: reports.append(1)) == []
     assert len(reports) == 3
 
 
@@ -51,7 +51,7 @@ def test_full_disk_stops_before_the_next_run(runs, settings, monkeypatch):
     problems = iter([[], ['the disk is full']])
     monkeypatch.setattr(module, 'disk_problems', lambda runs, work_dir: next(problems))
     with pytest.raises(ReproduceError, match=r'before retinanet_se-r50 .* Nothing is lost'):
-        execute(runs, settings, lambda: None)
+        run_all(runs, settings, lambda: None)
     assert [run.finished for run in runs] == [True, False, False]
 
 

@@ -113,7 +113,8 @@ def test_wrong_files(weights, files, message):
 
 
 def test_start_that_cannot_be_loaded(weights):
-    assert '361 missing' in initial_weights_problem(with_start(checkpoint=str(weights / 'other.pth')))
+    other = with_start(checkpoint=str(weights / 'other.pth'))
+    assert '361 missing' in initial_weights_problem(other)
     plain = with_start(checkpoint=str(weights / 'sa.pth'))
     plain.model.backbone.type = 'ResNet'
     assert 'not in the model (layer1.0.sa.' in initial_weights_problem(plain)

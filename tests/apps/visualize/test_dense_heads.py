@@ -2,7 +2,7 @@
 import pytest
 
 from networks import retinanet
-from sa_mmdet.apps.visualize.grad_cam import box_target, grad_cam, gradient_times_output
+from sa_mmdet.apps.visualize.grad_cam import box_target, compute_grad_cam, gradient_times_output
 from sa_mmdet.apps.visualize.pictures import predict
 
 LAYER = 'backbone.layer3.2'
@@ -25,4 +25,4 @@ def test_gradient_is_what_the_score_gains_where_a_layer_grows(picture):
     gain = gradient_times_output(model, LAYER, picture, target).sum().item()
     assert gain == pytest.approx((scores[1.01] - scores[0.99]) / 0.02, rel=0.05)
     assert abs(gain) > 1e-4
-    assert grad_cam(model, LAYER, picture, target).shape == picture.image.shape[:2]
+    assert compute_grad_cam(model, LAYER, picture, target).shape == picture.image.shape[:2]

@@ -10,7 +10,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from sa_mmdet.apps.validate.config import ConfigError
-from sa_mmdet.apps.visualize.grad_cam import Target, box_target, class_target, grad_cam
+from sa_mmdet.apps.visualize.grad_cam import Target, box_target, class_target, compute_grad_cam
 from sa_mmdet.apps.visualize.groups import GroupScores, draw_groups, group_scores
 from sa_mmdet.apps.visualize.pictures import Picture
 from sa_mmdet.models import ShuffleAttention
@@ -83,20 +83,20 @@ def test_by_hand(two_channels):
     """
     for label, expected in ((0, [[0.5, 1.], [0., 2.]]), (1, [[0., 0.], [5.25, 0.]])):
         target = class_target(label, 'object', threshold=-100.)
-        cam = grad_cam(two_channels, 'features', picture(VALUES), target)
+        cam = compute_grad_cam(two_channels, 'features', picture(VALUES), target)
         torch.testing.assert_close(cam, torch.tensor(expected))
 
 
 def test_of_both_classes_is_of_their_sum(two_channels):
     both = Target('both', lambda found: found.labels >= 0)
-    cam = grad_cam(two_channels, 'features', picture(VALUES), both)
+    cam = compute_grad_cam(two_channels, 'features', picture(VALUES), both)
     torch.testing.assert_close(cam, torch.relu((0.5 - 1.75) * VALUES[0]))
 
 
 def test_of_a_box(two_channels):
     """The detection that covers the box best, if it is of the class, whatever its place."""
     target = box_target(torch.tensor([1., 1., 4., 3.5]), 1, 'object')
-    cam = grad_cam(two_channels, 'features', picture(VALUES), target)
+    cam = compute_grad_cam(two_channels, 'features', picture(VALUES), target)
     torch.testing.assert_close(cam, torch.relu(-1.75 * VALUES[0]))
     found = InstanceData(bboxes=BOXES, labels=torch.tensor([0, 1]), scores=torch.ones(2))
     assert box_target(BOXES[1], 0, 'other class').choose(found).sum() == 0
@@ -105,7 +105,7 @@ def test_of_a_box(two_channels):
 
 def test_padding_is_cut_off(two_channels):
     values = torch.arange(16.).reshape(1, 4, 4)
-    cam = grad_cam(two_channels, 'features', picture(values, (3, 2)),
+    cam = compute_grad_cam(two_channels, 'features', picture(values, (3, 2)),
                    class_target(0, 'object', -100.))
     torch.testing.assert_close(cam, (4 / 16 - 2 / 16) * values[0, :3, :2])
 
@@ -116,7 +116,7 @@ def test_gradients_through_what_follows():
     features[0].weight.data[:] = torch.tensor([1., -2.]).reshape(2, 1, 1, 1)
     model = Detector(features, torch.tensor([[4., 1.]]), labels=(0, ))
     # ReLU lets 3 of 4 positions of channel 0 pass and 1 of channel 1: mean gradients 3/4, 1/16
-    cam = grad_cam(model, 'features.0', picture(VALUES), class_target(0, 'object', -100.))
+    cam = compute_grad_cam(model, 'features.0', picture(VALUES), class_target(0, 'object', -100.))
     torch.testing.assert_close(cam, torch.relu(0.75 * VALUES[0] - 2 / 16 * VALUES[0]))
 
 
@@ -131,7 +131,7 @@ def test_layers_without_a_map(layer, message):
     features = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Unflatten(1, (2, 2, 2)))
     model = Detector(features, torch.ones(1, 2), labels=(0, ))
     with pytest.raises(ConfigError, match=message):
-        grad_cam(model, layer, picture(VALUES), class_target(0, 'object', -100.))
+        compute_grad_cam(model, layer, picture(VALUES), class_target(0, 'object', -100.))
 
 
 def test_a_layer_that_runs_twice():
@@ -139,7 +139,7 @@ def test_a_layer_that_runs_twice():
     model = Detector(nn.Sequential(nn.Conv2d(1, 2, 1), relu, nn.Conv2d(2, 2, 1), relu),
                      torch.ones(1, 2), labels=(0, ))
     with pytest.raises(ConfigError, match=r'features\.1 runs 2 times on one image'):
-        grad_cam(model, 'features.1', picture(VALUES), class_target(0, 'object', -100.))
+        compute_grad_cam(model, 'features.1', picture(VALUES), class_target(0, 'object', -100.))
 
 
 def test_no_gradient_from_the_score():
@@ -151,7 +151,7 @@ def test_no_gradient_from_the_score():
 
     model = Detector(Detached(nn.Conv2d(1, 2, 1)), torch.ones(1, 2), labels=(0, ))
     with pytest.raises(ConfigError, match=r'no gradient comes from the score to layer features\.0'):
-        grad_cam(model, 'features.0', picture(VALUES), class_target(0, 'object', -100.))
+        compute_grad_cam(model, 'features.0', picture(VALUES), class_target(0, 'object', -100.))
 
 
 @pytest.mark.parametrize('shuffle', [True, False])
