@@ -3,7 +3,7 @@ import re
 
 EXPLANATIONS = [
     (r'(\w+?)(?:_forward|_backward)?(?:_impl)?: implementation for device cpu not found',
-     r"mmcv has no CPU code for its operator \1"),
+     r'mmcv has no CPU code for its operator \1'),
     ('inconsistent with step sign',
      'MMDetection cannot paste the mask of a box outside the image on a CPU'),
     (r'pip install sklearn', 'needs scikit-learn'),
@@ -12,17 +12,12 @@ EXPLANATIONS = [
     (r'(?:run "mim )?install (mmpretrain)', r'needs \1'),
     (r'pip install ([\w-]+)', r'needs \1'),
 ]
-TOO_SMALL = re.compile('input image is smaller than kernel|selected index k out of range')
 
 
-def explain(error: str) -> str:
-    """One line for an error; the error's own first line where nothing better is known."""
+def explain(error: Exception) -> str:
+    """Return one line; the error's own first line where nothing better is known."""
+    text = f'{type(error).__name__}: {error}'
     for pattern, explanation in EXPLANATIONS:
-        if match := re.search(pattern, error):
+        if match := re.search(pattern, text):
             return match.expand(explanation)
-    return re.sub(r'\s+', ' ', error.strip().partition('\n')[0])
-
-
-def is_too_small(error: str) -> bool:
-    """Whether larger images may help: the top of the pyramid is smaller than what works on it."""
-    return bool(TOO_SMALL.search(error))
+    return re.sub(r'\s+', ' ', text.partition('\n')[0])

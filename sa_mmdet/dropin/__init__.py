@@ -1,1 +1,0 @@
-"""Every family of MMDetection's configs with shuffle attention in its backbone: what works."""
