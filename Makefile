@@ -1,4 +1,4 @@
-# make quickstart | test | test-slow | zoo | docs | linkcheck | lint | install | wheels
+# make quickstart | test | test-fast | test-slow | zoo | docs | linkcheck | lint | install | wheels
 #     STACK=openmmlab|onedl   PYTHON=python3
 # zoo tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
@@ -17,13 +17,19 @@ endif
 VENV := .venv/$(STACK)
 RUN := $(VENV)/bin/python
 
-.PHONY: quickstart test test-slow zoo dropin docs linkcheck lint install wheels clean
+.PHONY: quickstart test test-fast test-slow zoo dropin docs linkcheck lint install wheels clean
 
 quickstart: install
 	$(RUN) tools/quickstart.py $(ARGS)
 
 test: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+# The library alone, without Triton's interpreter, whole detectors and compilers: two minutes.
+test-fast: install
+	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --hypothesis-profile=fast \
+		-k "not triton and not detectors and not distributed and not compil" \
+		$(addprefix tests/,ops models checkpoint hooks) $(ARGS)
 
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
@@ -45,6 +51,7 @@ linkcheck: install
 
 lint: install
 	$(RUN) -m ruff check .
+	$(RUN) -m mypy
 
 # All that install takes from the package index, for a machine that does not reach it.
 wheels: install

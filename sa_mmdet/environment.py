@@ -32,7 +32,7 @@ def check_environment() -> None:
 
 
 def mmpretrain_problem() -> str | None:
-    """Why MMPretrain, which the classifiers of ImageNet need and nothing else does, cannot be used.
+    """Return why MMPretrain cannot be used, which only the classifiers of ImageNet need.
 
     Returns:
         A sentence with the remedy; None where it can.
@@ -77,7 +77,7 @@ def tools_of(package: str) -> Path:
 
 
 def stack() -> str:
-    """Which of the two is installed: 'openmmlab' or 'onedl'."""
+    """Return which of the two is installed: 'openmmlab' or 'onedl'."""
     try:
         metadata.distribution('onedl-mmdetection')
     except metadata.PackageNotFoundError:
@@ -86,7 +86,7 @@ def stack() -> str:
 
 
 def versions() -> dict[str, str]:
-    """What runs here: the stack ('openmmlab' or 'onedl'), and the version of every part of it."""
+    """Return what runs here: the stack, 'openmmlab' or 'onedl', and the versions of its parts."""
     parts = {name: importlib.import_module(name).__version__
              for name in ('sa_mmdet', *MINIMUM_VERSIONS)}
     with suppress(metadata.PackageNotFoundError):

@@ -1,11 +1,23 @@
 """Networks and inputs that several tests share."""
+import inspect
+
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from sa_mmdet.models import AttentionLayer
+
+LAYERS = sorted(AttentionLayer.__subclasses__(), key=lambda layer: layer.__name__)
 SIZE, VISIBLE = 64, (48, 64)  # of a slim detector's input and of the image in it
+
+
+def small(layer: type[AttentionLayer], **options) -> dict:
+    """Options with which a layer takes few channels, and others for which it has room."""
+    options = dict(groups=2, reduction=2) | options
+    return {key: value for key, value in options.items()
+            if key in inspect.signature(layer).parameters}
 
 
 def randomised(model: nn.Module) -> nn.Module:

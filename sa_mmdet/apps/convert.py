@@ -92,7 +92,7 @@ def _build(cfg: ConfigDict) -> nn.Module:
 
 
 def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
-    """The weights under the network's own names, and whether they are a whole detector's."""
+    """Return the weights under the network's own names, and whether they are a whole detector's."""
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     names = detector.state_dict().keys()
     if any(key in names for key in state if not key.startswith('backbone.')):
@@ -108,7 +108,7 @@ def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
-    """The config of the same backbone without its attention."""
+    """Return the config of the same backbone without its attention."""
     cfg = copy.deepcopy(cfg)
     if issubclass(MODELS.get(cfg.type), AttentionResNet):
         cfg.type = 'mmdet.ResNet'

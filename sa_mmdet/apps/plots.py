@@ -22,7 +22,7 @@ def style(axes: Axes) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as the content of a PNG file, ``DPI`` pixels an inch."""
+    """Return a figure as the content of a PNG file, ``DPI`` pixels an inch."""
     file = io.BytesIO()
     figure.savefig(file, dpi=DPI, format='png')
     return file.getvalue()

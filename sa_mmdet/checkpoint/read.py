@@ -31,7 +31,7 @@ def refuse_code() -> None:
 
 
 def trusted() -> bool:
-    """Whether the user lets checkpoints run code, by ``TRUST_CODE`` in the environment."""
+    """Return whether the user lets checkpoints run code, by ``TRUST_CODE`` in the environment."""
     return os.environ.get(TRUST_CODE, '0').lower() in ('1', 'y', 'yes', 'true')
 
 
@@ -74,7 +74,9 @@ def read_checkpoint(path: Path) -> dict:
         CheckpointError: as ``load_weights`` does, or the file holds no weights.
     """
     checkpoint = load_weights(path)
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
+    if not isinstance(checkpoint, dict):
+        checkpoint = {}
+    state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, dict) or not state or not all(
             isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
         raise CheckpointError(f'{path} is not a checkpoint: it holds no state dict of tensors. '
@@ -83,7 +85,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a file of ``torch.save`` was written to its end and has not been damaged since."""
+    """Return whether a file of ``torch.save`` was written to its end and is not damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -92,7 +94,7 @@ def is_whole(path: Path) -> bool:
 
 
 def last_whole(folder: Path, template: str = 'epoch_{}.pth') -> tuple[int, Path] | None:
-    """The last whole checkpoint in a folder and its number, None where there is none.
+    """Return the last whole checkpoint in a folder and its number, None where there is none.
 
     Args:
         folder: may be missing.

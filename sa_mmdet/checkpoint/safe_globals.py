@@ -10,21 +10,21 @@ from packaging.version import Version
 try:
     from numpy._core.multiarray import _reconstruct, scalar
 except ImportError:  # numpy < 2
-    from numpy.core.multiarray import _reconstruct, scalar
+    from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
 # The log history: arrays of floats and integers. None of these runs code of the file's choosing.
 HISTORY_DTYPES = ('float32', 'float64', 'int32', 'int64')
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
-    """What a checkpoint may ask of getattr: one of HistoryBuffer's statistics."""
+    """Return what a checkpoint may ask of getattr: one of HistoryBuffer's statistics."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
     return getattr(HistoryBuffer, name)
 
 
-def mmengine_safe_globals() -> list[tuple]:
-    """The globals, besides tensors, that a checkpoint of MMEngine's Runner holds.
+def mmengine_safe_globals() -> list[Callable | tuple[Callable, str]]:
+    """Return the globals, besides tensors, that a checkpoint of MMEngine's Runner holds.
 
     A HistoryBuffer is pickled with its methods, each as a call of ``getattr``; in its place stands
     a function that gives out these methods alone.

@@ -60,7 +60,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
-        if type(self.file_backend) is not LocalBackend or self.file_client_args is not None:
+        if (type(self.file_backend) is not LocalBackend  # type: ignore[has-type]
+                or self.file_client_args is not None):
             return
         self.file_backend = RemovingLater()
         self.backend_args = dict(backend='sa_mmdet.atomic')

@@ -21,7 +21,7 @@ class ConversionError(ValueError):
 
 
 def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str]]:
-    """The bottlenecks below ``model`` that hold an attention layer after conv3.
+    """Yield the bottlenecks below ``model`` that hold an attention layer after conv3.
 
     Yields:
         (the block's prefix in the state dict, the block, the name of its attention layer)
@@ -68,7 +68,7 @@ def convert_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = ''
 
 
 def _is_plain(blocks: list, state_dict: StateDict) -> bool:
-    """Whether ``state_dict`` has all the bottlenecks and none of the attention's parameters."""
+    """Return whether ``state_dict`` has all bottlenecks and no parameter of the attention."""
     attention = [f'{prefix}{name}.{key}' for prefix, block, name in blocks
                  for key in getattr(block, name).state_dict()]
     convolutions = [f'{prefix}conv3.weight' for prefix, *_ in blocks]
@@ -118,7 +118,7 @@ def _remedy(others: list[str]) -> str:
 
 
 def _listed(names: list[str], most: int = 3) -> str:
-    """The first ``most`` names, and how many more there are."""
+    """Return the first ``most`` names, and how many more there are."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 

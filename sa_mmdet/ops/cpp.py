@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import BatchNorm
+from .reference import BatchNorm, Parameters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -68,7 +68,7 @@ def operators_of(name: str) -> tuple[Callable, Callable]:
 
 
 def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
-            parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float
+            parameters: Parameters, groups: int, eps: float, bn_eps: float
             ) -> tuple[Tensor, Tensor]:
     """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
     return operators()[0](z, identity, batch_norm or [], parameters, groups, eps, bn_eps)
@@ -76,7 +76,7 @@ def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
 
 def backward(
         dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
-        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float,
+        parameters: Parameters, groups: int, eps: float, bn_eps: float,
         input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what ``reference.backward`` does."""
     return operators()[1](dout, z, out, stats, batch_norm or [], parameters, groups, eps, bn_eps,

@@ -154,16 +154,16 @@ def _failure(module: ModuleType, device: torch.device, dtype: torch.dtype) -> st
                            'cannot capture: call the network once before the capture')
     try:
         with _undisturbed(device):
-            error = max(_largest_error(module, device, dtype, layout)
-                        for layout in (torch.contiguous_format, torch.channels_last))
+            largest = max(_largest_error(module, device, dtype, layout)
+                          for layout in (torch.contiguous_format, torch.channels_last))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler, a linker, a driver: whatever is missing raises its own
         return (f'it was tried out and failed: {type(error).__name__}: '
                 f'{" ".join(str(error).split())[:500]} {module.REMEDY}')
-    if error < max(1e-3, 4 * torch.finfo(dtype).eps):
+    if largest < max(1e-3, 4 * torch.finfo(dtype).eps):
         return None
-    return (f'it was tried out and gave wrong numbers, off by {error:.1g} of the largest: please '
+    return (f'it was tried out and gave wrong numbers, off by {largest:.1g} of the largest: please '
             'report it.')
 
 
@@ -184,17 +184,18 @@ def _undisturbed(device: torch.device):
 
 def _largest_error(module: ModuleType, device: torch.device, dtype: torch.dtype,
                    layout: torch.memory_format) -> float:
-    """Of all results of a forward and backward pass; infinity where one is not a number."""
+    """Return the largest, relative, of a forward and backward pass; infinity for a NaN."""
     def some(*shape: int, by: float) -> Tensor:
-        """Numbers in (-1, 1), without drawing any: random numbers are the user's."""
+        """Return numbers in (-1, 1), without drawing any: random numbers are the user's."""
         count = torch.Size(shape).numel()
         return torch.arange(count, device=device).mul(by).sin().float().view(shape)
 
     z, identity, dout = (some(2, 8, 6, 5, by=by).to(dtype, memory_format=layout)
                          for by in (1.3, 0.7, 2.1))
     batch_norm = some(8, by=1.1), some(8, by=0.9), some(8, by=0.5), some(8, by=0.3) + 1.5
-    parameters = (*(some(1, 2, 1, 1, by=by) + by for by in (0.3, 0.5, 0.7, 0.9)),
-                  some(2, by=1.7) + 1, some(2, by=0.2))
+    cweight, cbias, sweight, sbias = (
+        some(1, 2, 1, 1, by=by) + by for by in (0.3, 0.5, 0.7, 0.9))
+    parameters = cweight, cbias, sweight, sbias, some(2, by=1.7) + 1, some(2, by=0.2)
     settings = batch_norm, parameters, 2, 1e-5, 1e-5
 
     out, stats = reference.forward(z, identity, *settings)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import reference
 from .dispatch import HAS_OPERATOR, route
-from .reference import BatchNorm
+from .reference import BatchNorm, Parameters
 
 if HAS_OPERATOR:
     from .library import ShuffleAttentionFunction
@@ -110,7 +110,7 @@ def bottleneck_tail(*args, **kwargs) -> Tensor:
 
 
 def compute(chosen: ModuleType | None, z: Tensor, identity: Tensor | None,
-            batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...], groups: int, eps: float,
+            batch_norm: BatchNorm | None, parameters: Parameters, groups: int, eps: float,
             bn_eps: float = 0., implementation: str | None = None) -> Tensor:
     """Compute either function above by what ``route`` has chosen for ``z``; check nothing."""
     if chosen is reference:
@@ -126,7 +126,7 @@ def compute(chosen: ModuleType | None, z: Tensor, identity: Tensor | None,
                     implementation)[0]
 
 
-def _check_arguments(x: Tensor, parameters: tuple[Tensor, ...], groups: int) -> None:
+def _check_arguments(x: Tensor, parameters: Parameters, groups: int) -> None:
     """Raise TypeError or ValueError unless the input and the six parameters fit each other."""
     _check_floating('x', x)
     if x.dim() != 4:

@@ -27,7 +27,7 @@ torch.library.define(
 
 
 def _split(tensors: tuple) -> tuple:
-    """The batch norm, None where there is none, and the attention's parameters."""
+    """Return the batch norm, None where there is none, and the attention's parameters."""
     return None if tensors[0] is None else tensors[:4], tensors[4:]
 
 
@@ -95,7 +95,7 @@ def _gradients(ctx, dout, _):
 
 
 def _rows(gradients: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...]) -> list:
-    """One for each tensor that wants a gradient, in its shape and dtype."""
+    """Return one for each tensor that wants a gradient, in its shape and dtype."""
     return [gradient.view_as(tensor).to(tensor.dtype) if want else None
             for gradient, tensor, want in zip(gradients.unbind(), tensors, wanted, strict=True)]
 

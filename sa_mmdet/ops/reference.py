@@ -7,7 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BatchNorm = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean and variance
+# cweight, cbias, sweight, sbias, each (1, p, 1, 1), and gn_weight and gn_bias, (p,)
+Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# of these, None for what an ablation leaves out
+AblatedParameters = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None,
+                          Tensor | None, Tensor | None]
+BatchNorm = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean and variance, (C,)
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -64,7 +69,7 @@ def shuffle_attention_gates(
         x: Tensor, cweight: Tensor | None, cbias: Tensor | None, sweight: Tensor | None,
         sbias: Tensor | None, gn_weight: Tensor | None, gn_bias: Tensor | None, groups: int,
         eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """The gates of ``shuffle_attention_reference``, whose arguments it takes.
+    """Return the gates of ``shuffle_attention_reference``, whose arguments it takes.
 
     Returns:
         Those of the channel branch, (N * groups, p, 1, 1), and of the spatial branch,
@@ -81,9 +86,9 @@ def shuffle_attention_gates(
 
 
 def fused_bn_sa_add_relu_reference(
-        z: Tensor, identity: Tensor, batch_norm: BatchNorm | None, *parameters: Tensor, groups: int,
-        eps: float = 1e-5, bn_eps: float = 1e-5) -> Tensor:
-    """What MMDetection's bottleneck does after conv3: batch norm, attention, addition, ReLU.
+        z: Tensor, identity: Tensor, batch_norm: BatchNorm | None, *parameters: *Parameters,
+        groups: int, eps: float = 1e-5, bn_eps: float = 1e-5) -> Tensor:
+    """Return what MMDetection's bottleneck does after conv3: batch norm, attention, addition, ReLU.
 
     Arguments and result are those of ``fused_bn_sa_add_relu``.
     """
@@ -108,14 +113,14 @@ def gradient_dtype(tensors: tuple[Tensor, ...] | None) -> torch.dtype:
     return dtypes.pop() if len(dtypes) == 1 else torch.float64
 
 
-def _branches(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The channel and the spatial halves of all groups, each (N * groups, p, H, W)."""
+def _branches(x: Tensor, groups: int) -> tuple[Tensor, ...]:
+    """Return the channel and the spatial halves of all groups, each (N * groups, p, H, W)."""
     n, c, h, w = x.shape
     return computed(x).reshape(n * groups, 2, c // (2 * groups), h, w).unbind(1)
 
 
 def _transform(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The paper's F_c: scale and shift, a 1x1 convolution, or nothing, by the weight's shape."""
+    """Apply the paper's F_c: scale and shift, a 1x1 convolution, or nothing, by the shape."""
     if weight is None:
         return z
     weight, bias = weight.to(z.dtype), bias.to(z.dtype)
@@ -134,7 +139,7 @@ def _normalised(z: Tensor, batch_norm: BatchNorm | None, bn_eps: float) -> Tenso
 
 def forward(
         z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
-        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float
+        parameters: Parameters, groups: int, eps: float, bn_eps: float
         ) -> tuple[Tensor, Tensor]:
     """Shuffle attention of ``z``, normalised if there is a ``batch_norm``.
 
@@ -165,9 +170,9 @@ def forward(
 
 def backward(
         dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
-        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float,
+        parameters: Parameters, groups: int, eps: float, bn_eps: float,
         input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The derivative of ``forward``, itself differentiable: autograd's double backward.
+    """Return the derivative of ``forward``, itself differentiable: autograd's double backward.
 
     Args:
         dout: the gradient of the output.
@@ -203,9 +208,9 @@ def backward(
 
 
 def _attention_backward(
-        dy: Tensor, x: Tensor, parameters: tuple[Tensor, ...], groups: int, eps: float
+        dy: Tensor, x: Tensor, parameters: Parameters, groups: int, eps: float
         ) -> tuple[Tensor, Tensor]:
-    """The gradients of ``x`` and, (6, p), of the parameters.
+    """Return the gradients of ``x`` and, (6, p), of the parameters.
 
     With a gate s and dz = dy x s (1 - s), dx is dy s and what goes through the statistics: the
     mean of dz for the plane's mean, and for the group norm its own derivative.

@@ -43,14 +43,14 @@ def _store(values, base, columns_exist, pixel, area, channels, ROWS: tl.constexp
 
 @triton.jit
 def _load_shuffled(base, exist, pixel, area, channels, ROWS: tl.constexpr):
-    """The channels at base and those half of all channels further, interleaved."""
+    """Return the channels at base and those half of all channels further, interleaved."""
     return tl.interleave(_load(base, exist, pixel, area, channels, ROWS),
                          _load(base + channels // 2, exist, pixel, area, channels, ROWS))
 
 
 @triton.jit
 def _place(program, channels, chunks, COLUMNS: tl.constexpr):
-    """A program's image, chunk and first column.
+    """Return a program's image, chunk and first column.
 
     Programs beside each other take the columns of the same pixels, so that what is read from memory
     at one time lies together there.
@@ -62,7 +62,7 @@ def _place(program, channels, chunks, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _columns(start, channels, CHANNELS: tl.constexpr):
-    """A program's channels in the first half, and in the output; which of them there are."""
+    """Return a program's channels in the first half, and in the output; which of them there are."""
     source = start // 2 + tl.arange(0, CHANNELS)
     column = start + tl.arange(0, 2 * CHANNELS)
     return source, column, source < channels // 2, column < channels
@@ -183,7 +183,7 @@ def output_kernel(
 
 @triton.jit
 def _source(column, channels):
-    """The channels of z from which columns of the output come."""
+    """Return the channels of z from which columns of the output come."""
     return column // 2 + column % 2 * (channels // 2)
 
 

@@ -17,7 +17,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
-    """Which of the elements start ... start + BLOCK there are in the planes."""
+    """Return which of the elements start ... start + BLOCK there are in the planes."""
     return plane_exists[:, None] & (start + tl.arange(0, BLOCK) < area)[None, :]
 
 
@@ -30,7 +30,7 @@ def _pointers(base, start, BLOCK: tl.constexpr):
 @triton.jit
 def _read(base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
           EVICTION: tl.constexpr):
-    """Those elements, of which WHOLE says that all exist."""
+    """Return those elements, of which WHOLE says that all exist."""
     pointers = _pointers(base, start, BLOCK)
     if WHOLE:
         values = tl.load(pointers, eviction_policy=EVICTION)
@@ -106,7 +106,7 @@ def affine(
         mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM: tl.constexpr):
-    """What mean and variance in float64, of planes of channels c, make of z.
+    """Return what mean and variance in float64, of planes of channels c, make of z.
 
     The center of the deviations, and how far the mean is from it; scale and shift, which make x;
     slope and offset, which make the gate's logit; 1 / deviation of x and of the batch norm; and the
@@ -167,7 +167,7 @@ def mean_of(total, count):
 @triton.jit
 def _add_moments(total, squares, first, z_ptr, plane_exists, start, area, SUMS: tl.constexpr,
                  BLOCK: tl.constexpr, WHOLE: tl.constexpr):
-    """The sums of the deviations from first and of their squares, with one more block."""
+    """Return the sums of the deviations from first and of their squares, with one more block."""
     z = _read(z_ptr, plane_exists, start, area, BLOCK, WHOLE, 'evict_last')
     deviation = z - first[:, None]
     if not WHOLE:
@@ -269,7 +269,7 @@ def forward_kernel(
 
 @triton.jit
 def through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
-    """What goes to x directly, what goes to the gate's logit, and z's deviation."""
+    """Return what goes to x directly, what goes to the gate's logit, and z's deviation."""
     x, gate, complement, deviation = gated(z, center, scale, shift, slope, offset, BATCH_NORM)
     direct = dy * gate
     return direct, direct * (x * complement), deviation
@@ -341,7 +341,7 @@ def _add_gradient_moments(
         area, center, scale, shift, slope, offset, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr,
         WHOLE: tl.constexpr):
-    """The four sums, before they are summed over lanes, with one more block."""
+    """Return the four sums, before they are summed over lanes, with one more block."""
     direct, dlogit, deviation = _read_through(
         dy_ptr, z_ptr, out_ptr, didentity_ptr, plane_exists, start, area, center, scale, shift,
         slope, offset, ADD_RELU, BATCH_NORM, INPUT_GRADIENT, BLOCK, WHOLE, 'evict_last')

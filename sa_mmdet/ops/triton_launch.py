@@ -10,12 +10,12 @@ import math
 import os
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .reference import BatchNorm, gradient_dtype, memory_format
+from .reference import BatchNorm, Parameters, gradient_dtype, memory_format
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its kernels, a C '
@@ -52,7 +52,7 @@ MERGED_CHANNELS, MERGED_CHUNKS, MERGING_WARPS = 16, 64, 4
 ROWS, CHANNELS = 128, 64
 
 # kernels by all that Triton compiles them for, and how many are remembered
-_compiled: dict[tuple, object] = {}
+_compiled: dict[tuple, Any] = {}  # Triton's CompiledKernel
 MOST_COMPILED = 10000
 
 
@@ -87,7 +87,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
-            parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float
+            parameters: Parameters, groups: int, eps: float, bn_eps: float
             ) -> tuple[Tensor, Tensor]:
     """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
     layout = memory_format(z)
@@ -95,7 +95,8 @@ def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
     stats = z.new_empty(*z.shape[:2], 2, dtype=torch.float64)
     if not z.numel():
         return y, stats.zero_()
-    z, identity = (_in_layout(tensor, layout) for tensor in (z, identity))
+    z = _in_layout(z, layout)
+    identity = None if identity is None else _in_layout(identity, layout)
     kernels = _Kernels(z, batch_norm, parameters, groups, eps, bn_eps)
     with torch.cuda.device_of(z):
         if layout == torch.channels_last:
@@ -107,7 +108,7 @@ def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
 
 def backward(
         dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
-        parameters: tuple[Tensor, ...], groups: int, eps: float, bn_eps: float,
+        parameters: Parameters, groups: int, eps: float, bn_eps: float,
         input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute what ``reference.backward`` does."""
     layout = memory_format(z)
@@ -119,7 +120,8 @@ def backward(
         2, z.shape[1], dtype=gradient_dtype(batch_norm and batch_norm[:2]))
     of_parameters = new(6, parameters[4].numel(), dtype=gradient_dtype(parameters))
     if z.numel():
-        dout, z, out = (_in_layout(tensor, layout) for tensor in (dout, z, out))
+        dout, z = _in_layout(dout, layout), _in_layout(z, layout)
+        out = None if out is None else _in_layout(out, layout)
         sums = new(*z.shape[:2], 4 if batch_norm else 2)
         kernels = _Kernels(z, batch_norm, parameters, groups, eps, bn_eps)
         with torch.cuda.device_of(z):
@@ -134,7 +136,7 @@ def backward(
 class _Kernels:
     """Launches the kernels for tensors of one shape, with one set of parameters."""
 
-    def __init__(self, z: Tensor, batch_norm: BatchNorm | None, parameters: tuple[Tensor, ...],
+    def __init__(self, z: Tensor, batch_norm: BatchNorm | None, parameters: Parameters,
                  groups: int, eps: float, bn_eps: float):
         self.images, self.channels, height, width = z.shape
         self.area, self.groups = height * width, int(groups)
@@ -222,7 +224,7 @@ class _Kernels:
                     ROWS=rows, CHANNELS=columns // 2)
 
     def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int, int], ...]:
-        """Of the kernels that go over pixels, and of those that merge chunks."""
+        """Return the grids of the kernels that go over pixels, and of those that merge chunks."""
         return ((self.images * chunks * -(-self.channels // columns), 1, 1),
                 (self.images, -(-self.channels // MERGED_CHANNELS), 1))
 
@@ -290,14 +292,12 @@ def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
 
 
 def _power_of_two(number: int) -> int:
-    """The first that is not smaller."""
+    """Return the first that is not smaller."""
     return 1 << (number - 1).bit_length()
 
 
-def _in_layout(x: Tensor | None, layout: torch.memory_format) -> Tensor | None:
-    """With pixels of a plane, or channels of a pixel, side by side."""
-    if x is None:
-        return None
+def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return ``x`` with the pixels of a plane, or the channels of a pixel, side by side."""
     h, w = x.shape[2:]
     rows = w == 1 or x.stride(3) == 1
     columns = h == 1 or x.stride(2) == w

@@ -53,6 +53,21 @@ def test_missing_data(tmp_path, args):
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 
+def test_two_processes_print_one_error(tmp_path):
+    result = run('bash', ROOT / 'tools/dist_train.sh', CONFIG, '2', cwd=tmp_path, PORT='29521')
+    assert result.returncode == 1
+    assert result.stderr.count('error: the data set is incomplete') == 1
+
+
+def test_no_checks(tmp_path):
+    """MMDetection then finds out by itself."""
+    result = tool('train.py', CONFIG, '--no-checks', '--cfg-options',
+                  'model.backbone.init_cfg=None', cwd=tmp_path)
+    assert result.returncode == 1
+    assert 'FileNotFoundError' in result.stderr
+    assert 'error: the data set is incomplete' not in result.stderr
+
+
 def test_missing_data_of_wrapped_and_concatenated_data_sets(tmp_path):
     (tmp_path / 'config.py').write_text(f'''
 _base_ = {str(CONFIG)!r}

@@ -1,28 +1,18 @@
 """What holds of every attention layer, for every shape, dtype and layout."""
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sa_mmdet.models import (
-    CBAM,
-    EfficientChannelAttention,
-    ShuffleAttention,
-    SpatialGroupEnhance,
-    SqueezeExcitation,
-)
+from networks import LAYERS, small
+from sa_mmdet.models import ShuffleAttention
 
-LAYERS = {
-    'origin': lambda c: ShuffleAttention(c, groups=2),
-    'without group norm': lambda c: ShuffleAttention(c, groups=2, gn=False),
-    'convolutions': lambda c: ShuffleAttention(c, groups=2, fc='conv'),
-    'squeeze and excitation': lambda c: SqueezeExcitation(c, reduction=2),
-    'efficient channel attention': EfficientChannelAttention,
-    'spatial group enhance': lambda c: SpatialGroupEnhance(c, groups=2),
-    'cbam': lambda c: CBAM(c, reduction=2),
-}
+VARIANTS = {layer.__name__: partial(layer, **small(layer)) for layer in LAYERS} | {
+    'without group norm': partial(ShuffleAttention, groups=2, gn=False),
+    'convolutions': partial(ShuffleAttention, groups=2, fc='conv')}
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
@@ -37,7 +27,7 @@ class Call:
 
     def __call__(self, x):
         generator = torch.Generator().manual_seed(self.seed)
-        layer = LAYERS[self.layer](self.shape[1]).eval()
+        layer = VARIANTS[self.layer](self.shape[1]).eval()
         for parameter in layer.parameters():
             torch.nn.init.normal_(parameter, generator=generator)
         return layer.to(self.dtype)(x)
@@ -56,7 +46,7 @@ IMAGES = st.integers(1, 3)
 def calls(draw, images=IMAGES):
     sizes = st.integers(1, 9)
     return Call(
-        draw(st.sampled_from(list(LAYERS))),
+        draw(st.sampled_from(list(VARIANTS))),
         (draw(images), 4 * draw(st.integers(1, 4)), draw(sizes), draw(sizes)),
         draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])),
         draw(st.sampled_from(FORMATS)),

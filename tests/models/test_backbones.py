@@ -10,16 +10,11 @@ from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
 
-from networks import assert_same_outputs, image, randomised
+from networks import LAYERS, assert_same_outputs, image, randomised
 from sa_mmdet.models import AttentionResNet, SAResNet
 
 DATA = Path(__file__).parents[1] / 'data'
 PLUGIN = dict(cfg=dict(type='ShuffleAttention'), position='after_conv3')
-ATTENTION = dict(
-    SqueezeExcitation='se', EfficientChannelAttention='eca', SpatialGroupEnhance='sge', CBAM='cbam',
-    ShuffleAttention='sa')
-
-
 def test_no_default_scope_is_set():
     assert DefaultScope.get_current_instance() is None
 
@@ -32,13 +27,13 @@ def test_state_dict_is_the_published_one(depth):
         assert {name: list(value.shape) for name, value in model.state_dict().items()} == expected
 
 
-@pytest.mark.parametrize('attention', ATTENTION)
+@pytest.mark.parametrize('attention', LAYERS)
 def test_equals_resnet_with_the_plugin(attention):
-    backbone = randomised(AttentionResNet(50, attention))
-    plugin = ResNet(50, plugins=[dict(cfg=dict(type=attention), position='after_conv3')])
+    backbone = randomised(AttentionResNet(50, attention.__name__))
+    plugin = ResNet(50, plugins=[dict(cfg=dict(type=attention.__name__), position='after_conv3')])
     plugin.load_state_dict(backbone.state_dict(), strict=True)
     plugin.eval()
-    assert hasattr(backbone.layer1[0], ATTENTION[attention])
+    assert isinstance(getattr(backbone.layer1[0], attention._abbr_), attention)
     x = image(dtype=torch.float64)
     assert_same_outputs(backbone.double()(x), plugin.double()(x), rtol=1e-9, atol=1e-10)
 

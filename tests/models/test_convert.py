@@ -7,7 +7,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.runner.checkpoint import load_state_dict
 from torch import nn
 
-from networks import assert_same_outputs, image, randomised
+from networks import LAYERS, assert_same_outputs, image, randomised
 from sa_mmdet.models import (
     AttentionResNet,
     ConversionError,
@@ -18,7 +18,7 @@ from sa_mmdet.models import (
     convert_state_dict,
 )
 
-OTHERS = ['SqueezeExcitation', 'EfficientChannelAttention', 'SpatialGroupEnhance', 'CBAM']
+ATTENTION = [layer.__name__ for layer in LAYERS]
 
 
 def assert_computes_the_same(plain, attention, **tolerance):
@@ -70,8 +70,8 @@ def test_options_of_shuffle_attention(attention):
     check_conversion(lambda: ResNet(50), lambda: SAResNet(50, attention=attention))
 
 
-@pytest.mark.parametrize('attention', OTHERS)
-def test_other_attention(attention):
+@pytest.mark.parametrize('attention', ATTENTION)
+def test_attention(attention):
     check_conversion(lambda: ResNet(50), lambda: AttentionResNet(50, attention))
 
 
@@ -161,7 +161,7 @@ def test_moving_average():
     assert_computes_the_same(plain, average.module, dtype=torch.float32, rtol=1e-5)
 
 
-@pytest.mark.parametrize('attention', ['ShuffleAttention', *OTHERS])
+@pytest.mark.parametrize('attention', ATTENTION)
 def test_attention_learns_from_its_neutral_start(attention):
     """Every parameter that the formula gives a gradient gets one."""
     model = AttentionResNet(50, attention)

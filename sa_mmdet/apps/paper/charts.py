@@ -11,7 +11,7 @@ KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'CBAM': COLOUR
 
 
 def draw_table(table: int, summaries: list[Summary]) -> bytes:
-    """The first metric of every row, and its gain over the row without attention, as a PNG.
+    """Return the first metric of every row, and its gain over the row without attention, as a PNG.
 
     In Table 1 the gain is over the whole module. Bars are measured, with the standard deviation
     over seeds; black lines are the paper's, drawn where both are of the same images. A row that was
@@ -80,7 +80,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
 
 
 def _group(row: Row) -> str:
-    """The name of the rows that stand together."""
+    """Return the name of the rows that stand together."""
     return row.variant or '\n'.join(filter(None, (row.detector, row.backbone)))
 
 

@@ -54,7 +54,7 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
 
 
 def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
-    """The configs by row, and a sentence for each whose model does not build."""
+    """Return the configs by row, and a sentence for each whose model does not build."""
     configs, problems = {}, []
     for run in runs:
         if run.row.name in configs:
@@ -113,7 +113,7 @@ def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
 
 
 def _other_settings(settings: Settings) -> Iterator[str]:
-    """A sentence if the work dir was begun with settings that give other results."""
+    """Yield a sentence if the work dir was begun with settings that give other results."""
     path = settings.work_dir / SETTINGS_FILE
     if not path.is_file():
         return
@@ -133,7 +133,7 @@ def _other_settings(settings: Settings) -> Iterator[str]:
 
 
 def _other_run(run: Run) -> Iterator[str]:
-    """A sentence if a run was begun with another config or checkpoint."""
+    """Yield a sentence if a run was begun with another config or checkpoint."""
     if run.config_file.is_file():
         try:
             begun = read_config(run.config_file)
@@ -163,7 +163,7 @@ def save_settings(settings: Settings) -> None:
 
 
 def _distinct_data(runs: list[Run]) -> list[Run]:
-    """One run of each kind that reads other files."""
+    """Return one run of each kind that reads other files."""
     distinct = {}
     for run in runs:
         datasets = [run.config[f'{split}_dataloader'].dataset for split in SPLITS]
@@ -188,7 +188,7 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
 
 
 def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
-    """A sentence if the disk is too small for the runs that are not finished."""
+    """Yield a sentence if the disk is too small for the runs that are not finished."""
     unfinished = [run for run in runs if not run.finished]
     configs = {run.row.name: run.config for run in unfinished}
     params = {name: _count_parameters(config) for name, config in configs.items()}

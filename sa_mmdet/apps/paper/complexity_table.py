@@ -57,7 +57,7 @@ def _count(row: Row, configs: Path, convention: str) -> Complexity:
 
 
 def classifier_backbone(row: Row) -> dict:
-    """The backbone's config for a row of Table 1 or 2, as ``configs/imagenet`` has it.
+    """Return the backbone's config for a row of Table 1 or 2, as ``configs/imagenet`` has it.
 
     It is stated here too since those configs are MMPretrain's, which counting does not need.
     """
@@ -86,19 +86,19 @@ def _compared(row: Row, count: Complexity) -> dict:
 
 
 def equals_printed(value: float, printed: float, table: int) -> bool:
-    """Whether ``value``, rounded to the table's decimals, is what is printed."""
+    """Return whether ``value``, rounded to the table's decimals, is what is printed."""
     decimals = DECIMALS[table]
     return f'{value:.{decimals}f}' == f'{printed:.{decimals}f}'
 
 
 def unexplained(rows: list[dict]) -> list[str]:
-    """The cells that differ from the paper for no known reason."""
+    """Return the cells that differ from the paper for no known reason."""
     return [f'{row["row"]} {cell}' for row in rows
             for cell, reason in row['differences'].items() if reason is None]
 
 
 def render(table: int, rows: list[dict]) -> Table:
-    """The rows for the terminal: computed, printed and a mark for each cell."""
+    """Return the rows for the terminal: computed, printed and a mark for each cell."""
     decimals = DECIMALS[table]
     rendered = Table(title=f'Table {table}: computed (paper)', title_justify='left')
     for name in ('', 'Params (M)', 'GFLOPs'):

@@ -64,7 +64,7 @@ class Log:
 
 
 def read_log(folder: Path) -> Log:
-    """The log of a training by epochs, which may have been resumed any number of times.
+    """Return the log of a training by epochs, which may have been resumed any number of times.
 
     Of iterations that were repeated after a resumption the last attempt counts. Lines that are not
     whole, such as a killed process leaves, are passed over.
@@ -152,7 +152,7 @@ class _Panel:
 
 
 def _panels(logs: list[Log]) -> list[_Panel]:
-    """Those with something to draw."""
+    """Return the panels with something to draw."""
     panels = [
         _Panel('loss', logs[0].losses, 3),
         _Panel('validation AP (%)', list(AP), 2, noisy=False, logarithmic=False),
@@ -198,7 +198,7 @@ def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """The median of the 2 % of a curve that are around each of its points.
+    """Return the median of the 2 % of a curve that are around each of its points.
 
     Args:
         values: (points,).

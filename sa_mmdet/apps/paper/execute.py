@@ -94,7 +94,7 @@ def _draw(run: Run, result: dict) -> None:
 
 
 def train_command(run: Run) -> list[str]:
-    """The command that trains a run, or resumes it."""
+    """Return the command that trains a run, or resumes it."""
     settings, config = run.settings, str(run.config_file)
     if settings.slurm:
         return [str(settings.tools / 'slurm_train.sh'), settings.slurm, run.row.name, config,
@@ -104,7 +104,7 @@ def train_command(run: Run) -> list[str]:
 
 
 def test_command(run: Run, checkpoint: Path) -> list[str]:
-    """The command that tests a checkpoint and saves what it predicts."""
+    """Return the command that tests a checkpoint and saves what it predicts."""
     settings, config = run.settings, str(run.config_file)
     work_dir = str(run.folder / 'test')
     if settings.slurm:
@@ -166,7 +166,7 @@ def _test(run: Run, checkpoint: Path, lock: int) -> dict[str, float]:
 
 
 def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
-    """All that a report tells of a run; its metrics are those of the dump and what was logged."""
+    """Return all that a report tells of a run, with the metrics of its saved predictions."""
     try:
         evaluated_on = run.benchmark.describe(run.config)
     except (OSError, ValueError) as error:
@@ -217,7 +217,7 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
 
 
 def _change_of(run: Run) -> str:
-    """What the start of a run changed in the row's attention, beside its weights."""
+    """Return what the start of a run changed in the row's attention, beside its weights."""
     start = run.settings.starts.get((run.row.depth, run.row.attention), {})
     biases = (start.get('attention') or {}).get('bias')
     return '' if biases is None else f' (SE {"with" if biases else "without"} biases)'
@@ -233,7 +233,7 @@ def training_hours(folder: Path) -> float:
 
 
 def _device(run: Run) -> str:
-    """The name of the GPU, as MMEngine's log tells it; of a Slurm node, this one cannot ask."""
+    """Return the name of the GPU in MMEngine's log: a Slurm node cannot be asked from here."""
     for log in sorted(run.folder.glob('**/*.log')):
         with log.open(errors='replace') as lines:
             for line in itertools.islice(lines, 60):
@@ -251,7 +251,7 @@ def _commit(root: Path) -> str:
 
 
 def _remaining(runs: list[Run]) -> str:
-    """The time that the unfinished runs may take, by the operations of those that are finished."""
+    """Return how long the unfinished runs may take, by the operations of the finished ones."""
     finished = [json.loads(run.result_file.read_text()) for run in runs if run.finished]
     hours = sum(result['hours'] or 0 for result in finished)
     done = sum(_gflops(run) for run in runs if run.finished)

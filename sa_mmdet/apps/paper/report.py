@@ -77,7 +77,7 @@ def _labels(results: list[dict]) -> list[str]:
 
 
 def _records(table: int, summary: Summary, counts: dict) -> list[dict]:
-    """One record for each metric of a row."""
+    """Return one record for each metric of a row."""
     row, task = summary.row, TASKS[table]
     records = []
     for metric in METRICS[task]:
@@ -164,7 +164,7 @@ def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict)
 
 
 def _row_names(table: int) -> dict[str, str]:
-    """The columns that name a row, and the attributes in them."""
+    """Return the columns that name a row, and the attributes in them."""
     if table == 1:
         return {'Variant': 'variant'}
     names = {'Backbone': 'backbone', 'Attention': 'attention'}
@@ -243,7 +243,7 @@ def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
 
 
 def _detections(folder: Path, runs: dict[Path, dict]) -> list[str]:
-    """A section with the picture of each row's first run that has one."""
+    """Return a section with the picture of each row's first run that has one."""
     pictures = {}
     for run, result in sorted(runs.items(), key=lambda item: item[1]['seed']):
         if (run / PICTURE).is_file():

@@ -58,7 +58,7 @@ class Settings:
         return self.root / 'tools'
 
     def identity(self) -> dict[str, str]:
-        """What the results depend on: a work dir holds runs of one identity."""
+        """Return what the results depend on: a work dir holds runs of one identity."""
         return {
             '--data-root': str(self.data_root),
             '--gpus': str(self.gpus),
@@ -105,7 +105,7 @@ class Run:
         return BENCHMARKS[self.row.dataset]
 
     def prediction_file(self, task: str) -> Path:
-        """All that was predicted in the test."""
+        """Return all that was predicted in the test."""
         return self.benchmark.prediction_file(self.folder, task)
 
     @property
@@ -143,7 +143,7 @@ class Run:
         return self.config.train_cfg.max_epochs
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
-        """The last whole checkpoint and its epoch; (0, None) where there is none."""
+        """Return the last whole checkpoint and its epoch; (0, None) where there is none."""
         return last_whole(self.folder) or (0, None)
 
     def state(self) -> str:
@@ -159,7 +159,7 @@ class Run:
 
 
 def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
-    """The content of a run's result.json, with these keys at least.
+    """Return the content of a run's result.json, with these keys at least.
 
     Raises:
         ReproduceError: the file is damaged, or not such a one.
@@ -182,7 +182,7 @@ def benchmark_of(result: dict) -> Benchmark:
 
 
 def dataset_of(tables: list[int]) -> str:
-    """The one that tables are measured on: 'ImageNet' or 'COCO'.
+    """Return the one that tables are measured on: 'ImageNet' or 'COCO'.
 
     Raises:
         ReproduceError: they are of both.
@@ -197,7 +197,7 @@ def dataset_of(tables: list[int]) -> str:
 
 
 def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
-    """The rows of the tables, each once, in the paper's order.
+    """Return the rows of the tables, each once, in the paper's order.
 
     Args:
         tables: of 1 and 2, which share SA-ResNet-50, or of 3 and 4, which share Mask R-CNN.
@@ -235,5 +235,5 @@ def _unknown_row(name: str, tables: list[int]) -> str:
 
 
 def plan_runs(rows: list[Row], seeds: int, settings: Settings) -> list[Run]:
-    """Every row with every seed: first all rows with seed 0, then all with seed 1, ..."""
+    """Return every row with every seed: first all rows with seed 0, then all with seed 1, ..."""
     return [Run(row, seed, settings) for seed in range(seeds) for row in rows]

@@ -90,7 +90,7 @@ def _over_seeds(values: list[float]) -> Measured | None:
 
 
 def _compared_with(row: Row, rows: list[Row]) -> Row:
-    """The row without attention of the same network; of an ablation the whole module."""
+    """Return the row without attention of the same network; of an ablation the whole module."""
     if row.variant:
         return next(other for other in rows if other.variant == 'origin')
     return next(other for other in rows if other.attention == 'none'

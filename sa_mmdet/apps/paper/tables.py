@@ -86,12 +86,12 @@ class Row:
         return next(name for name, tables in DATASETS.items() if self.table in tables)
 
     def contradiction(self, cell: str) -> str | None:
-        """Why the printed ``cell`` ('params_m', 'gflops') cannot be right, if that is known."""
+        """Return why a printed cell ('params_m', 'gflops') cannot be right, if that is known."""
         return CONTRADICTIONS.get((self.table, self.name, cell))
 
 
 def load_table(table: int) -> list[Row]:
-    """The rows of a table, in the paper's order.
+    """Return the rows of a table, in the paper's order.
 
     Args:
         table: 1 to 4.

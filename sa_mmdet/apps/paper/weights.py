@@ -50,7 +50,7 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
 
 
 def _files(path: Path) -> list[Path]:
-    """A checkpoint itself; of a work dir the last ones of its classifiers."""
+    """Return a checkpoint itself; of a work dir the last ones of its classifiers."""
     if not path.is_dir():
         return [path]
     results = sorted(path.glob('*/seed0/result.json'))
@@ -61,7 +61,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
-    """What a checkpoint of a ResNet is of, and what lets a backbone start from it.
+    """Return what a checkpoint of a ResNet is of, and what lets a backbone start from it.
 
     Returns:
         Its depth, and its attention: 'none', 'SE', 'SA', ... or, for an ablation of shuffle
@@ -93,7 +93,7 @@ def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
 
 
 def _ablation(names: set[str]) -> str:
-    """What distinguishes the parameters of an ablation from those of shuffle attention."""
+    """Return what distinguishes the parameters of an ablation from those of shuffle attention."""
     more, less = names - SHUFFLE_ATTENTION, SHUFFLE_ATTENTION - names
     return ' '.join(f'{word} {", ".join(sorted(those))}'
                     for word, those in (('with', more), ('without', less)) if those)

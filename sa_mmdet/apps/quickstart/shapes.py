@@ -24,7 +24,7 @@ def _overlaps(centre: np.ndarray, radius: float, placed: list) -> bool:
 
 
 def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple]]:
-    """An image (size, size, 3), uint8, and its shapes: (class index, outline (K, 2) in pixels)."""
+    """Return an image (size, size, 3), uint8, and its shapes: (label, outline (K, 2) in pixels)."""
     image = np.full((size, size, 3), rng.uniform(0, 255, 3))
     image += rng.normal(0, 12, image.shape)
     placed, shapes = [], []

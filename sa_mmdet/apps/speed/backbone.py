@@ -26,7 +26,7 @@ class BackboneCase(NetworkCase):
 
 
 def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
-    """The variants, the baseline first; all compute the same function."""
+    """Return the variants, the baseline first; all compute the same function."""
     config = dict(type='SAResNet', depth=case.depth, frozen_stages=1, norm_eval=True)
     networks = {name: MODELS.build(cfg)
                 for name, cfg in variants_of(config, case.formula).items()}

@@ -73,7 +73,7 @@ class Driver:
         return 1, binary, 0, 0, 1024  # module, function, registers, spills, threads
 
     def launcher_cls(self, source, metadata) -> Callable[..., None]:
-        """What starts a compiled kernel."""
+        """Return what starts a compiled kernel."""
         def launch(x: int, y: int, z: int, stream: int, binary: bytes, *others) -> None:
             self.launches.append(Launch(
                 source.fn.__name__, x * y * z, metadata.num_warps, binary,
@@ -122,7 +122,7 @@ def compile_operator(case: OperatorCase, capabilities: tuple[int, ...] = CAPABIL
 
 
 def _passes(case: OperatorCase, shape: tuple[int, ...]) -> dict[str, Callable[[], object]]:
-    """The passes of the Triton implementation, by name."""
+    """Return the passes of the Triton implementation, by name."""
     z = torch.empty(shape, dtype=case.dtype, device='meta', memory_format=case.layout)
     parameters = (torch.empty(shape[1] // (2 * GROUPS), device='meta'), ) * 6
     batch_norm = (torch.empty(shape[1], device='meta'), ) * 4 if case.bottleneck else None
@@ -197,13 +197,13 @@ def access_bytes(code: Code) -> int:
 
 
 def _elements(body: list[str], itemsize: int) -> float:
-    """Of a thread in a loop: it has one exponential for each, or reads them of one tensor."""
+    """Return the elements of a thread in a loop: it has one exponential, or one read, for each."""
     return (sum('MUFU.EX2' in text for text in body)
             or sum(_bytes(text) for text in body if 'LDG' in text) / itemsize)
 
 
 def _bytes(text: str) -> int:
-    """Of a thread that an instruction reads or writes in global memory."""
+    """Return the bytes that an instruction of a thread reads or writes in global memory."""
     access = ACCESS.search(text)
     if not access:
         return 0

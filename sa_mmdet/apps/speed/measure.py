@@ -166,7 +166,7 @@ def _time(call: Call, device: torch.device) -> float:
 
 
 def peak_memory(call: Call, device: torch.device) -> int:
-    """The most bytes that a call holds at one time, beyond what was there before it."""
+    """Return the most bytes that a call holds at one time, beyond what was there before it."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -187,7 +187,7 @@ def peak_memory(call: Call, device: torch.device) -> int:
 
 
 def describe_machine(device: torch.device) -> dict:
-    """What a measurement was made on."""
+    """Return what a measurement was made on."""
     cuda = device.type == 'cuda'
     return dict(
         device=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
@@ -198,7 +198,7 @@ def describe_machine(device: torch.device) -> dict:
 
 
 def _tf32() -> dict[str, bool]:
-    """What computes float32 with 10 bits of mantissa."""
+    """Return what computes float32 with 10 bits of mantissa."""
     return dict(convolutions=torch.backends.cudnn.allow_tf32,
                 matrix_products=torch.backends.cuda.matmul.allow_tf32)
 

@@ -91,13 +91,13 @@ def measure_operator(case: OperatorCase) -> Iterator[dict]:
 
 
 def stage_shapes(case: OperatorCase) -> list[tuple[int, int, int, int]]:
-    """The shapes of the operator's input at the stages."""
+    """Return the shapes of the operator's input at the stages."""
     return [(case.batch, channels, case.height // stride, case.width // stride)
             for channels, stride, _ in STAGES]
 
 
 def input_sets(moved: int, cache: int) -> int:
-    """How many sets of inputs a CUDA graph goes through.
+    """Return how many sets of inputs a CUDA graph goes through.
 
     Args:
         moved: bytes that a call reads and writes.
@@ -127,7 +127,7 @@ def _measure_pass(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> lis
 
 def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
            sets: int) -> list[dict[str, Call]]:
-    """The variants, the floor first, by name, for each of several sets of inputs."""
+    """Return the variants, the floor first, by name, for each of several sets of inputs."""
     generator = torch.Generator(case.device).manual_seed(0)
     variants = _variants(case)
 
@@ -167,7 +167,7 @@ def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
 
 
 def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]) -> Call:
-    """The call with another plan of its last pass."""
+    """Return the call with another plan of its last pass."""
     plans = triton_launch.FORWARD if pass_ == FORWARD else triton_launch.BACKWARD
 
     def with_plan():
@@ -181,7 +181,7 @@ def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]
 
 
 def _variants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
-    """Functions of x, or of z, identity and the batch norm, and of the attention's parameters."""
+    """Return functions of x, or of z, identity and batch norm, and of the parameters."""
 
     def shuffle(x: Tensor, *others: Tensor,
                 implementation: str | None = case.implementation) -> Tensor:
@@ -214,7 +214,7 @@ def _batch_norm(z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance:
 
 
 def _without_attention(z: Tensor, identity: Tensor, *others: Tensor) -> Tensor:
-    """What mmdet's bottleneck does after conv3, in the same places in memory."""
+    """Return what mmdet's bottleneck does after conv3, in the same places in memory."""
     out = _batch_norm(z, *others[:4])
     out += identity
     return out.relu_()

@@ -44,7 +44,7 @@ def operator_table(rows: list[dict]) -> Table:
 
 
 def operator_lines(rows: list[dict]) -> list[str]:
-    """How the operator compares over ResNet-50's blocks, in a sentence for each pass."""
+    """Return how the operator compares over ResNet-50's blocks, in a sentence for each pass."""
     lines = []
     for pass_ in (FORWARD, BACKWARD):
         floor, operator, *others = (
@@ -59,7 +59,7 @@ def operator_lines(rows: list[dict]) -> list[str]:
 
 
 def compiled_table(rows: list[dict]) -> Table:
-    """What each kernel takes; the heads are short for the keys of ``compile_operator``."""
+    """Return what each kernel takes; the heads are short for the keys of ``compile_operator``."""
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ('sm', 'stage', 'pass', 'kernel', 'programs', 'warps', 'registers', 'spilled',
                  'resident', 'access', 'instructions'):
@@ -76,7 +76,7 @@ def compiled_table(rows: list[dict]) -> Table:
 
 
 def compiled_lines(rows: list[dict]) -> list[str]:
-    """The worst of each pass in a sentence."""
+    """Return the worst of each pass in a sentence."""
     lines = []
     for pass_ in dict.fromkeys(row['pass'] for row in rows):
         of_pass = [row for row in rows if row['pass'] == pass_]
@@ -96,7 +96,7 @@ def bandwidth(row: dict) -> float:
 
 
 def _floor(rows: list[dict], row: dict) -> dict:
-    """The first of the row's stage and pass."""
+    """Return the first of the row's stage and pass."""
     return next(other for other in rows if (other['stage'], other['pass']) == (
         row['stage'], row['pass']))
 
@@ -150,7 +150,7 @@ def comparison_table(rows: list[dict]) -> Table:
 
 
 def comparison_lines(rows: list[dict]) -> list[str]:
-    """The ratios of each pass and contestant to the baseline in a sentence."""
+    """Return the ratios of each pass and contestant to the baseline in a sentence."""
     base = rows[0]['name']
     return [f'{row["pass"]}: {row["name"]} / {base} = {row["time_ratio"]:.2f} in time '
             f'(half of the rounds {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '
@@ -201,7 +201,7 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
 
 
 def _offset(i: int, bars: int, width: float) -> float:
-    """How far right of its group's middle the ``i``-th bar stands."""
+    """Return how far right of its group's middle the ``i``-th bar stands."""
     return (i + 0.5 - bars / 2) * width
 
 

@@ -41,7 +41,7 @@ def check_config(config: Config) -> None:
 
 
 def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
-    """The config's detector with every contestant's backbone, the baseline's first.
+    """Return the config's detector with every contestant's backbone, the baseline's first.
 
     In training mode, from random weights; all compute the same function.
 
@@ -71,7 +71,7 @@ def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
 
 
 def build_optimizer(detector: nn.Module, case: TrainCase) -> OptimWrapper:
-    """The config's optimizer for a detector, with MMEngine's mixed precision where it has one.
+    """Return a detector's optimizer, with MMEngine's mixed precision if the config has it.
 
     The learning rate is 0: an update takes the same time, and the weights stay those that all
     variants share. On CPU, mixed precision has no scale of the loss.
@@ -124,7 +124,7 @@ def random_batch(case: TrainCase) -> dict:
 
 
 def training_step(detector: nn.Module, optimizer: OptimWrapper, batch: dict, case: TrainCase):
-    """A call that takes one step and returns the losses."""
+    """Return a call that takes one step and returns the losses."""
     def call():
         torch.manual_seed(0)
         with optimizer.optim_context(detector), case.autocast():

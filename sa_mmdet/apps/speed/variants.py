@@ -47,7 +47,7 @@ class NetworkCase:
         return self.dtype != torch.float32
 
     def autocast(self) -> torch.autocast:
-        """The context in which the network runs; it changes nothing in float32."""
+        """Return the context in which the network runs; it changes nothing in float32."""
         return torch.autocast(self.device.type, self.dtype if self.mixed else None,
                               enabled=self.mixed)
 
@@ -60,7 +60,7 @@ class ShuffleAttentionFormula(ShuffleAttention):
 
 
 def variants_of(backbone: dict, formula: bool = True) -> dict[str, dict]:
-    """The configs of the backbones to compare, by name, the baseline first.
+    """Return the configs of the backbones to compare, by name, the baseline first.
 
     Args:
         backbone: config of an ``AttentionResNet``, such as ``SAResNet``.

@@ -76,7 +76,7 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
 
 
 def _near_misses(config: Config, overrides: dict) -> Iterator[str]:
-    """A sentence for each key that the config has almost."""
+    """Yield a sentence for each key that the config has almost."""
     for key in overrides:
         node = config
         for name in key.split('.'):
@@ -90,7 +90,7 @@ def _near_misses(config: Config, overrides: dict) -> Iterator[str]:
 
 
 def is_classifier(config: Config) -> bool:
-    """Whether a config is one of MMPretrain's, as those in ``configs/imagenet`` are."""
+    """Return whether a config is one of MMPretrain's, as those in ``configs/imagenet`` are."""
     return config.get('default_scope') == 'mmpretrain'
 
 
@@ -135,7 +135,7 @@ def check_detector(config: Config) -> None:
 
 
 def datasets_below(node) -> Iterator[ConfigDict]:
-    """The configs of the data sets of a data loader's, wrappers before what is in them."""
+    """Yield the configs of the data sets of a data loader's, wrappers before what is in them."""
     if isinstance(node, list):
         for item in node:
             yield from datasets_below(item)
@@ -179,7 +179,7 @@ def listed(names: Iterable, most: int = 3) -> str:
 
 
 def folder_problem(path: Path) -> str | None:
-    """Why nothing can be written into a folder, which may not exist yet; None if it can."""
+    """Return why nothing can be written into a folder, which may not exist yet; None if it can."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir():
         return f'{existing} is not a folder'
@@ -191,7 +191,7 @@ def folder_problem(path: Path) -> str | None:
 
 
 def file_problem(path: Path) -> str | None:
-    """Why a file cannot be written into a folder that exists; None if it can."""
+    """Return why a file cannot be written into a folder that exists; None if it can."""
     folder = path.absolute().parent
     if path.is_dir():
         return f'{path} is a folder: give the name of a file'
@@ -202,7 +202,7 @@ def file_problem(path: Path) -> str | None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, or the code that raised it where it says nothing."""
+    """Return the first line of an error, or the code that raised it where it says nothing."""
     lines = str(error).strip().splitlines()
     if lines:
         line = lines[0].rstrip(': ')

@@ -19,7 +19,7 @@ WHERE = ('link ImageNet to data/imagenet of the folder where you start the comma
 
 
 def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
-    """The data sets of MMPretrain's ``ImageNet`` in a data loader's config, inside any wrappers.
+    """Yield the configs of MMPretrain's ``ImageNet`` data sets in a loader's, inside any wrappers.
 
     They may be of other images and classes than ImageNet's; those on other machines are left out.
     """
@@ -28,7 +28,7 @@ def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
 
 
 def image_folder(dataset: dict) -> Path:
-    """The folder that holds the images of a data set, in folders of their classes or directly."""
+    """Return the folder of the images of a data set, which may be in folders of their classes."""
     prefix = dataset.get('data_prefix') or dataset.get('split') or ''
     if isinstance(prefix, dict):
         prefix = prefix.get('img_path') or ''
@@ -36,7 +36,7 @@ def image_folder(dataset: dict) -> Path:
 
 
 def label_file(dataset: dict) -> Path | None:
-    """The file with an image and its class in each line; None where folders tell the classes."""
+    """Return the file with a line "image class" for each; None if folders tell the classes."""
     root = Path(dataset.get('data_root') or '')
     if dataset.get('ann_file'):
         return root / dataset['ann_file']
@@ -45,7 +45,7 @@ def label_file(dataset: dict) -> Path | None:
 
 
 def class_count(dataset: dict) -> int:
-    """The number of classes of a data set: ImageNet's, or as many as its config names."""
+    """Return the number of classes of a data set: ImageNet's, or as many as its config names."""
     classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     if isinstance(classes, str):  # a file with a class in each line
         classes = Path(classes).read_text().splitlines()
@@ -53,7 +53,7 @@ def class_count(dataset: dict) -> int:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the folders of classes, in the order of their labels.
+    """Return the names of the folders of classes, in the order of their labels.
 
     Hidden folders are classes too, as they are for MMPretrain.
     """
@@ -61,7 +61,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def labelled_images(dataset: dict) -> list[tuple[str, int]]:
-    """The images of a data set, by their paths below ``image_folder``, with their classes.
+    """Return the images of a data set, by their paths below ``image_folder``, with their classes.
 
     Raises:
         OSError, ValueError: the files cannot be read, or a line of ``label_file`` is none.
@@ -75,7 +75,7 @@ def labelled_images(dataset: dict) -> list[tuple[str, int]]:
 
 
 def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-    """What is wrong with the data of a classifier, sentences for people; nothing if all is there.
+    """Yield what is wrong with the data of a classifier, sentences for people.
 
     Every image of ``label_file``, and one of each class, is looked for; one is opened.
 
@@ -113,7 +113,7 @@ def _problems(dataset: ConfigDict) -> Iterator[str]:
 
 def _number_problems(config: Config, datasets: list[ConfigDict],
                      splits: tuple[str, ...]) -> Iterator[str]:
-    """Where the head or the metric do not go with the number of classes."""
+    """Yield how the head or the metric disagree with the number of classes."""
     outputs = (config.model.get('head') or {}).get('num_classes')
     for count in {class_count(dataset) for dataset in datasets}:
         if outputs is not None and outputs != count:
@@ -129,7 +129,7 @@ def _number_problems(config: Config, datasets: list[ConfigDict],
 
 
 def as_tuple(value) -> tuple:
-    """The items of a config's list, or the only one where it has no list."""
+    """Return the items of a config's list, or the only one where it has no list."""
     return tuple(value) if isinstance(value, list | tuple) else (value, )
 
 
@@ -197,7 +197,7 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
 
 
 def _absent(images: list[str], folder: Path) -> list[str]:
-    """The images that are not there, by a look into each folder."""
+    """Return the images that are not there, by a look into each folder."""
     present = {}
     for image in images:
         place = os.path.dirname(image)
@@ -223,7 +223,7 @@ def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, in
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """The images in and below a folder: those that MMPretrain finds, by the same function."""
+    """Return the images in and below a folder, found by the function that MMPretrain uses."""
     files = get_file_backend(str(folder)).list_dir_or_file(
         str(folder), list_dir=False, list_file=True, recursive=True)
     return (file for file in files if _is_image(file))

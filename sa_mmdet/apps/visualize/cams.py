@@ -21,7 +21,7 @@ COLUMN = 4.  # inches
 def find_targets(model: nn.Module, sample: DetDataSample, threshold: float,
                  labels: list[int] | None = None,
                  boxes: list[int] | None = None) -> tuple[list[Target], list[str]]:
-    """The scores to explain: of classes, or of single detections, or of the two best classes.
+    """Return the scores to explain: of classes, of detections, or of the two best classes.
 
     Args:
         model: the detector.
@@ -53,14 +53,14 @@ def find_targets(model: nn.Module, sample: DetDataSample, threshold: float,
 
 
 def marked(sample: DetDataSample, target: Target) -> InstanceData:
-    """The detections whose score a target is."""
+    """Return the detections whose score a target is."""
     found = sample.pred_instances
     return found[target.choose(found)]
 
 
 def draw_cams(image: np.ndarray, target: Target, meta: dict,
               cams: dict[str, tuple[InstanceData, Tensor | None]], layer: str) -> bytes:
-    """The detections, and for each model where their score comes from, as a PNG.
+    """Return the detections, and for each model where their score comes from, as a PNG.
 
     Args:
         image: (H, W, 3) uint8, RGB.

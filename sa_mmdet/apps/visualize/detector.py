@@ -60,7 +60,7 @@ def load_detector(config: Config, checkpoint: Path, device: str) -> nn.Module:
 
 
 def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """A layer by its name in ``named_modules``.
+    """Return a layer by its name in ``named_modules``.
 
     Raises:
         ConfigError: there is none; the message lists those near it.
@@ -81,7 +81,7 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def find_class(model: nn.Module, name: str) -> int:
-    """The label of a class by its name.
+    """Return the label of a class by its name.
 
     Raises:
         ConfigError: the model does not have it; the message lists those near it.
@@ -96,7 +96,7 @@ def find_class(model: nn.Module, name: str) -> int:
 
 
 def find_device(name: str | None) -> str:
-    """The device to compute on: the first GPU, or the CPU where there is none, unless named.
+    """Return the device to compute on: the first GPU, or the CPU where there is none, unless named.
 
     Raises:
         ConfigError: PyTorch does not have the device.

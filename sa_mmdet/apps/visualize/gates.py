@@ -51,7 +51,7 @@ class LayerGates:
 
 @torch.no_grad()
 def attention_gates(model: nn.Module, picture: Picture) -> list[LayerGates]:
-    """The gates of every attention layer of a detector, while it looks at a picture.
+    """Return the gates of every attention layer of a detector, while it looks at a picture.
 
     Raises:
         ConfigError: the model has no attention layer.
@@ -97,7 +97,7 @@ def _neutral_gates(layer: AttentionLayer) -> tuple[float | None, float | None]:
 
 
 def draw_gates(gates: list[LayerGates], title: str) -> bytes:
-    """How far the gates of all blocks are from constants, and those of channels, as a PNG.
+    """Return how far the gates of all blocks are from constants, and those of channels, as a PNG.
 
     Above, for each block, the range of 98 % of its gates, the middle half and the median; below,
     for each stage, the mean channel gate of each group, and their range in the last block.
@@ -184,7 +184,7 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str)
 
 
 def draw_spatial_gates(image: np.ndarray, gates: list[LayerGates]) -> dict[str, bytes]:
-    """The spatial gates of the last block of each stage over the image, group by group.
+    """Return the spatial gates of the last block of each stage over the image, group by group.
 
     Of more than 64 groups those are drawn that vary most over the image.
 

@@ -42,12 +42,12 @@ class Target:
 
 
 def class_target(label: int, name: str, threshold: float) -> Target:
-    """All detections of a class with a score of at least ``threshold``."""
+    """Return all detections of a class with a score of at least ``threshold``."""
     return Target(name, lambda found: (found.labels == label) & (found.scores >= threshold))
 
 
 def box_target(box: Tensor, label: int, name: str) -> Target:
-    """The best detection of a class that covers ``box``, (4, ), with an IoU of at least 0.5."""
+    """Return the best detection of a class with an IoU of at least 0.5 with ``box``, (4, )."""
 
     def choose(found: InstanceData) -> Tensor:
         overlaps = bbox_overlaps(found.bboxes.detach(), box.to(found.bboxes)[None]).flatten()
@@ -93,7 +93,7 @@ def compute_grad_cam(model: nn.Module, layer: str, picture: Picture, target: Tar
 
 def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
                           target: Target) -> Tensor:
-    """A layer's output times the gradient of a detector's score.
+    """Return a layer's output times the gradient of a detector's score.
 
     The product's sum over a part of the output is, to first order, what the score would lose
     without that part (Molchanov et al., arXiv 1611.06440, equation 7). It takes and raises what
@@ -106,7 +106,7 @@ def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
 
 
 def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tensor], Tensor]:
-    """The function from the detector's input to the score, (1, )."""
+    """Return the function from the detector's input to the score, (1, )."""
 
     def score(inputs: Tensor) -> Tensor:
         _, samples = prepare(model, picture)
@@ -119,7 +119,7 @@ def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tens
 
 def _attribute(method: str, model: nn.Module, layer: str, picture: Picture, target: Target,
                **options) -> Tensor:
-    """What a method of captum computes at a layer."""
+    """Return what a method of captum computes at a layer."""
     check_captum()
     import captum.attr
     module, outputs = find_layer(model, layer), []

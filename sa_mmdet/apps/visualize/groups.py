@@ -46,7 +46,7 @@ class GroupScores:
 
 
 def check_groups(model: nn.Module, layer: str) -> ShuffleAttention:
-    """The shuffle attention layer of a name; raises ConfigError where there is another."""
+    """Return the shuffle attention layer of a name; raises ConfigError where there is another."""
     module = find_layer(model, layer)
     if not isinstance(module, ShuffleAttention):
         raise ConfigError(f'layer {layer} is {type(module).__name__}, and groups are of '
@@ -79,7 +79,7 @@ def group_scores(model: nn.Module, layer: str, picture: Picture,
 
 @torch.no_grad()
 def _output(model: nn.Module, layer: nn.Module, picture: Picture) -> tuple[Tensor, DetDataSample]:
-    """A layer's output, on the CPU, and the data sample of the picture."""
+    """Return a layer's output, on the CPU, and the data sample of the picture."""
     outputs = []
     hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output.cpu().clone()))
     try:

@@ -45,7 +45,7 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def colour_bar(axes, norm: Normalize, label: str, **options) -> Colorbar:
-    """The colours of ``overlay``, beside the axes."""
+    """Return the colours of ``overlay``, beside the axes."""
     figure = np.ravel(axes)[0].figure
     return figure.colorbar(ScalarMappable(norm, _colours(norm)), ax=axes, label=label,
                            alpha=OPACITY, fraction=0.03, pad=0.01, **options)

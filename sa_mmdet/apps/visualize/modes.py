@@ -92,7 +92,7 @@ def _draw_section(mode: Mode, options: Options, picture: Picture, folder: Path,
 
 
 def _unused(name: str, names: set[str]) -> str:
-    """A name that is not among ``names``, to which it is added: images may be called alike."""
+    """Return a name that ``names`` lack, and add it: images may be called alike."""
     numbered = (f'{name}_{number}' for number in itertools.count(2))
     unused = next(other for other in itertools.chain([name], numbered) if other not in names)
     names.add(unused)
@@ -123,7 +123,7 @@ def _listed(found: InstanceData, meta: dict) -> str:
 
 
 def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
-    """Where the score of a class, or of a detection, comes from, for one or two models."""
+    """Yield where the score of a class, or of a detection, comes from, for one or two models."""
     sample = predict(options.detector.model, picture)
     seen = [(options.detector, picture, sample)]
     if options.other:

@@ -91,7 +91,7 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _smaller(png: bytes) -> tuple[str, bytes]:
-    """A PNG, or the same picture as WebP where that is smaller, as for photographs."""
+    """Return a PNG, or the same picture as WebP where that is smaller, as for photographs."""
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     webp = cv2.imencode('.webp', image, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])[1].tobytes()
     return ('webp', webp) if len(webp) < len(png) else ('png', png)

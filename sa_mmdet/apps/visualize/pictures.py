@@ -41,7 +41,7 @@ class Picture:
 
 
 def find_images(source: Path, count: int) -> list[Path]:
-    """An image, or the first ``count`` images of a folder, by name.
+    """Return an image, or the first ``count`` images of a folder, by name.
 
     Raises:
         ConfigError: there is no such file, no image in the folder, or one is damaged.
@@ -71,7 +71,7 @@ def pictures_of_files(config: Config, paths: list[Path]) -> Iterator[Picture]:
 
 
 def pictures_of_dataset(config: Config, count: int) -> Iterator[Picture]:
-    """The first ``count`` images of a config's test data set, with their ground truth."""
+    """Yield the first ``count`` images of a config's test data set, with their ground truth."""
     init_default_scope(config.get('default_scope') or 'mmdet')
     dataset = DATASETS.build(config.test_dataloader.dataset)
     for item in itertools.islice(dataset, count):
@@ -80,7 +80,7 @@ def pictures_of_dataset(config: Config, count: int) -> Iterator[Picture]:
 
 
 def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSample]]:
-    """A batch of one image: (1, 3, H, W) normalised and padded, and its data sample."""
+    """Return a batch of one image: (1, 3, H, W) normalised and padded, and its data sample."""
     data = model.data_preprocessor(pseudo_collate([picture.item]), False)
     return data['inputs'], data['data_samples']
 
@@ -94,7 +94,7 @@ def visible_shape(sample: DetDataSample) -> tuple[int, int]:
 
 
 def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> DetDataSample:
-    """What a detector finds in one image, best first; gradients flow from scores to ``inputs``.
+    """Return what a detector finds in an image, best first; scores have gradients of ``inputs``.
 
     Raises:
         ConfigError: the model finds no single objects.
@@ -113,11 +113,11 @@ def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> De
 
 @torch.no_grad()
 def predict(model: nn.Module, picture: Picture) -> DetDataSample:
-    """What a detector finds in one image, best first, on the CPU; boxes in the image's pixels."""
+    """Return what a detector finds in an image, best first, on the CPU; boxes in its pixels."""
     return detect(model, *prepare(model, picture)).cpu()
 
 
 def shown_classes(sample: DetDataSample, threshold: float) -> list[int]:
-    """The labels of the detections with a score of at least ``threshold``, best first."""
+    """Return the labels of the detections with a score of at least ``threshold``, best first."""
     found = sample.pred_instances
     return list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))

@@ -15,7 +15,7 @@ GAP = 8  # pixels between ground truth and predictions
 
 def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, threshold: float,
                      numbered: bool = False) -> np.ndarray:
-    """Boxes, masks, classes and scores over an image; beside the ground truth where it is known.
+    """Draw boxes, masks, classes and scores over an image, beside the ground truth if known.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -49,7 +49,7 @@ def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, thres
 
 
 def knows_truth(sample: DetDataSample) -> bool:
-    """Whether ground truth was loaded with an image, which may be that there is no object."""
+    """Return whether ground truth was loaded with an image; it may have no objects."""
     return 'gt_instances' in sample and 'bboxes' in sample.gt_instances
 
 
@@ -69,5 +69,5 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """An (H, W, 3) uint8 RGB image as a PNG."""
+    """Return an (H, W, 3) uint8 RGB image as a PNG."""
     return cv2.imencode('.png', cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()

@@ -1,5 +1,5 @@
 """Attention layers: MMDetection plugins, and plain modules to use by hand."""
-from .base import AttentionLayer
+from .base import AttentionLayer, register_attention
 from .cbam import CBAM
 from .efficient_channel_attention import EfficientChannelAttention
 from .shuffle_attention import ShuffleAttention
@@ -8,5 +8,5 @@ from .squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     'CBAM', 'AttentionLayer', 'EfficientChannelAttention', 'ShuffleAttention',
-    'SpatialGroupEnhance', 'SqueezeExcitation'
+    'SpatialGroupEnhance', 'SqueezeExcitation', 'register_attention'
 ]

@@ -57,7 +57,7 @@ def check_feature_map(name: str, x: Tensor, channels: int) -> None:
 
 
 def sigmoid(x: float) -> float:
-    """The logistic function of a number, in double precision."""
+    """Return the logistic function of a number, in double precision."""
     return 1 / (1 + math.exp(-x))
 
 
@@ -124,7 +124,7 @@ class AttentionLayer(nn.Module):
         raise ValueError(f'{type(self).__name__} has no constant gate')
 
     def source_channels(self) -> Tensor:
-        """Where each channel has to come from so that neutral parameters leave all in place.
+        """Return where each channel has to come from so that neutral parameters leave all in place.
 
         Returns:
             (C,), int64: with channel ``source_channels()[i]`` of a tensor put at place i, the
@@ -148,7 +148,7 @@ class AttentionLayer(nn.Module):
         raise NotImplementedError
 
     def _state_with(self, **values: float) -> dict[str, Tensor]:
-        """A copy of the state dict with whole parameters set; '.' in a name written '__'."""
+        """Return a copy of the state dict with whole parameters set; '.' in a name written '__'."""
         state = {key: value.detach().clone() for key, value in self.state_dict().items()}
         for name, value in values.items():
             state[name.replace('__', '.')].fill_(value)

@@ -3,7 +3,12 @@ from torch import Tensor, nn
 
 from ...ops.dispatch import route
 from ...ops.functional import compute
-from ...ops.reference import shuffle_attention_gates, shuffle_attention_reference
+from ...ops.reference import (
+    AblatedParameters,
+    Parameters,
+    shuffle_attention_gates,
+    shuffle_attention_reference,
+)
 from .base import (
     AttentionLayer,
     check_bool,
@@ -93,7 +98,7 @@ class ShuffleAttention(AttentionLayer):
             self.register_buffer('unshuffled', torch.tensor(True))
 
     @property
-    def operands(self) -> tuple[Tensor, ...] | None:
+    def operands(self) -> Parameters | None:
         """The parameters in the order in which the operator takes them.
 
         None where a part is left out or replaced, as in the paper's Table 1.
@@ -124,16 +129,15 @@ class ShuffleAttention(AttentionLayer):
         return shuffle_attention_reference(
             x, *self._ablated_operands(), self.groups, self.eps, self.shuffle)
 
-    def _ablated_operands(self) -> tuple[Tensor | None, ...]:
-        """The parameters as the formula takes them, None for what is left out."""
-        fc = (None, ) * 4
-        if self.fc == 'affine':
-            fc = self.cweight, self.cbias, self.sweight, self.sbias
-        elif self.fc == 'conv':
-            fc = (self.channel_conv.weight, self.channel_conv.bias, self.spatial_conv.weight,
-                  self.spatial_conv.bias)
+    def _ablated_operands(self) -> AblatedParameters:
+        """Return the parameters as the reference takes them, None for what is left out."""
         gn = (self.gn.weight, self.gn.bias) if self.gn is not None else (None, None)
-        return *fc, *gn
+        if self.fc == 'affine':
+            return self.cweight, self.cbias, self.sweight, self.sbias, *gn
+        if self.fc == 'conv':
+            channel, spatial = self.channel_conv, self.spatial_conv
+            return channel.weight, channel.bias, spatial.weight, spatial.bias, *gn
+        return None, None, None, None, *gn
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         if self.fc == 'none':

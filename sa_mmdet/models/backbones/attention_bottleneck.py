@@ -53,8 +53,8 @@ class AttentionBottleneck(Bottleneck):
     def _after_conv3(self, z: Tensor, identity: Tensor, chosen: ModuleType | None) -> Tensor:
         norm = self.norm3
         attention = None if chosen is reference else self._fusible_attention(z, identity)
-        operands = attention and attention.operands
-        if operands is None:
+        operands = attention.operands if attention is not None else None
+        if attention is None or operands is None:
             out = self.forward_plugin(norm(z), self.after_conv3_plugin_names)
             out += identity
             return self.relu(out)
@@ -66,7 +66,7 @@ class AttentionBottleneck(Bottleneck):
                        bn_eps)
 
     def _fusible_attention(self, z: Tensor, identity: Tensor) -> ShuffleAttention | None:
-        """The attention, where it can be one operator with what surrounds it."""
+        """Return the attention, where it can be one operator with what surrounds it."""
         names, norm, relu = self.after_conv3_plugin_names, self.norm3, self.relu
         attention = getattr(self, names[0]) if len(names) == 1 else None
         if (type(attention) is not ShuffleAttention or type(relu) is not nn.ReLU

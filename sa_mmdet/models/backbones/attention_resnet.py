@@ -115,7 +115,7 @@ class AttentionResNet(ResNet):
         return super().make_res_layer(**{**kwargs, 'block': AttentionBottleneck})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of images.
+        """Return features of images.
 
         Args:
             x: (N, 3, H, W).

@@ -35,7 +35,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def tasks(self, row: Row) -> tuple[str, ...]:
-        """By which a row is evaluated."""
+        """Return what a row is evaluated by."""
 
     @abstractmethod
     def place(self, config: Config, data_root: Path) -> None:
@@ -47,7 +47,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def prediction_file(self, folder: Path, task: str) -> Path:
-        """What ``save_predictions`` has the test write."""
+        """Return what ``save_predictions`` has the test write."""
 
     def software_problem(self) -> str | None:
         """For people: what is missing to train on it at all, beyond what the package needs."""
@@ -55,7 +55,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-        """What is wrong with the data of a config, sentences for people.
+        """Return what is wrong with the data of a config, sentences for people.
 
         Args:
             config: of a run.
@@ -64,7 +64,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def describe(self, config: Config) -> dict:
-        """What a config is tested on.
+        """Return what a config is tested on.
 
         Returns:
             'images', their number; 'is_papers', whether they are those of the paper; 'label', for
@@ -77,7 +77,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def evaluate(self, evaluated_on: dict, predictions: Path, task: str) -> dict[str, float]:
-        """The metrics of a file of predictions, in [0, 1]; -1 where there is nothing to count.
+        """Return the metrics of predictions, in [0, 1]; -1 where there is nothing to count.
 
         Raises:
             ValueError: the file is not of these images.
@@ -85,11 +85,11 @@ class Benchmark(ABC):
 
     @abstractmethod
     def logged(self, task: str) -> dict[str, str]:
-        """By metric, under which name the test logs it."""
+        """Return the name that the test logs each metric under."""
 
     @abstractmethod
     def is_as_logged(self, value: float, logged: float) -> bool:
-        """Whether a metric of ``evaluate`` is what the test logged, to the log's precision."""
+        """Return whether a metric is what the test logged, to the log's precision."""
 
     def differs_from_log(self, result: dict, task: str) -> list[str]:
         """Return the metrics of a run's result that are not what its test logged."""

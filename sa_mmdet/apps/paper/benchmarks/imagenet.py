@@ -90,7 +90,7 @@ class ImageNet(Benchmark):
 
 
 def _test_problems(config: Config) -> Iterator[str]:
-    """Why the predictions of a test could not be evaluated, which only its end would tell."""
+    """Yield why the predictions of a test could not be evaluated, which only its end would tell."""
     dataset = config.test_dataloader.dataset
     if list(imagenet_datasets(dataset)) != [dataset]:
         yield ("test_dataloader.dataset has to be one of MMPretrain's ImageNet on this machine, "
