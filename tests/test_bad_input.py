@@ -292,7 +292,6 @@ OVERRIDES = [
     told('attention', f'{BACKBONE}.attention=SE', 'attention', "'SE'"),
     told('yes', f'{BACKBONE}.attention.gn=yes', 'gn', "'yes'"),
     told('no model', f'{OPTION} model=None', 'model=None'),
-    told('norm', f'{BACKBONE}.norm_cfg.type=XN', 'norm_cfg', "'XN'"),
     told('of the neck', f'{OPTION} model.neck.in_channels=1', 'fpn.py', 'in_channels'),
     told('no data', f'train.py {SA} --cfg-options train_dataloader=None',
          'train_dataloader', 'None'),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sa_mmdet.apps.train import tools_of
+from sa_mmdet.environment import tools_of
 
 ROOT = Path(__file__).parents[1]
 DETECTORS = {

@@ -1,4 +1,7 @@
-"""Let ``torch.load(weights_only=True)``, torch 2.6's default, read MMEngine's checkpoints."""
+"""Let ``torch.load(weights_only=True)``, torch 2.6's default, read MMEngine's checkpoints.
+
+MMEngine itself cannot: https://github.com/open-mmlab/mmengine/issues/1655.
+"""
 from collections.abc import Callable
 from pickle import UnpicklingError
 

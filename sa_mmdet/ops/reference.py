@@ -79,7 +79,8 @@ def shuffle_attention_gates(
     gate_c = torch.sigmoid(_transform(x_c.mean((2, 3), keepdim=True), cweight, cbias))
     normalised = x_s
     if gn_weight is not None:
-        # F.group_norm refuses a single value per channel; a plane of one pixel is legitimate here.
+        # F.group_norm refuses a single value per channel (pytorch issue 19250); a plane of one
+        # pixel is legitimate here.
         normalised = torch.group_norm(
             x_s, x_s.shape[1], gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
     return gate_c, torch.sigmoid(_transform(normalised, sweight, sbias))

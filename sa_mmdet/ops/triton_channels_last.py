@@ -9,6 +9,10 @@ The shuffle interleaves the two halves of the channels. So a program takes CHANN
 each half and interleaves them when it reads z; from there on its columns are in the order of the
 output, and so is what kernels leave for each other, ``affine``: (N, 8, C), the rows center, scale,
 shift, slope, offset, mean_dlogit, linear, constant of triton_kernels, whose arithmetic this is.
+
+Arguments of the kernels are those of triton_kernels, but z, identity, y, out, dy, dz, didentity are
+(N, pixels, C) without gaps; and moments, (N, chunks, 3, C) in the forward and (N, chunks, 4, C) in
+the backward pass, float32, as the kernels that write them say. A chunk has chunk_pixels pixels.
 """
 import triton
 import triton.language as tl
@@ -159,7 +163,7 @@ def output_kernel(
         z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, chunk_pixels,
         BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, ROWS: tl.constexpr,
         CHANNELS: tl.constexpr):
-    """The output."""
+    """Write y, of which a program has CHANNELS neighbours of each half."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
     source, column, source_exists, exists = _columns(start, channels, CHANNELS)

@@ -5,6 +5,16 @@ the C++ implementation every plane is gated by sigmoid(slope (x - shift) + offse
 the channel branch. With ADD_RELU the identity is added and a ReLU ends it. The arithmetic is
 in float32; statistics and sums are stored in float64, so that a mean comes back to the digits it
 was computed to.
+
+Arguments of the kernels, with p = C / (2 groups) and area = H W:
+
+- z, identity, y, out, dy, dz, didentity: (N, C, H, W); planes of contiguous pixels, whose strides
+  are <name>_n and <name>_c, in elements
+- stats: (N, C, 2) float64, mean and biased variance of the planes of z
+- sums: (N, C, 4) float64, or (N, C, 2) without a batch norm: what add_up_kernel adds up
+- cweight, cbias, sweight, sbias, gn_weight, gn_bias: (p,); bn_weight, bn_bias, bn_mean,
+  bn_variance: (C,); of any floating dtype
+- planes = N C, channels = C
 """
 import triton
 import triton.language as tl

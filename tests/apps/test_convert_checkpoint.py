@@ -105,7 +105,7 @@ def test_classifier_for_a_detector_without_attention(tmp_path, resnet, converted
         assert torch.equal(checkpoint['state_dict'][key], value)
 
     torch.save(SAResNet(50).state_dict(), tmp_path / 'sa.pth')
-    with pytest.raises(SystemExit, match=r'has, beyond the network of the config, layer1\.0\.sa\.'):
+    with pytest.raises(SystemExit, match=r'96 not in the model \(layer1\.0\.sa\.'):
         converted(PLAIN, tmp_path / 'sa.pth', tmp_path / 'c.pth')
 
 
@@ -182,14 +182,15 @@ def _half(path, state):
     (lambda path, state: torch.save(dict(state_dict=_Attack(f'{path}.attacked')), path),
      'holds more than weights (posix.mkdir), which could run any program'),
     (lambda path, state: torch.save(ResNet(101).state_dict(), path),
-     'has, beyond the network of the config, layer3.6.conv1.weight'),
-    (lambda path, state: torch.save(ResNet(18).state_dict(), path), 'lacks layer1.0.conv3.weight'),
+     '306 not in the model (layer3.6.conv1.weight'),
+    (lambda path, state: torch.save(ResNet(18).state_dict(), path),
+     'missing (layer1.0.conv3.weight'),
     (lambda path, state: torch.save({f'encoder.{k}': v for k, v in state.items()}, path),
      'no name in the checkpoint is one of the network: it has encoder.conv1.weight'),
     (_half, 'has 1 of the 96 parameters'),
     (lambda path, state: torch.save(
         {k: v for k, v in state.items() if k != 'layer1.0.conv1.weight'}, path),
-     'lacks layer1.0.conv1.weight'),
+     '1 missing (layer1.0.conv1.weight)'),
 ], ids=['missing', 'truncated', 'text', 'empty', 'list', 'attack', 'deeper', 'shallower', 'prefix',
         'half', 'incomplete'])
 def test_bad_checkpoints(tmp_path, resnet, convert, write, message):

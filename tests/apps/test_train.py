@@ -85,8 +85,8 @@ def test_missing_config_and_checkpoint(tmp_path):
     result = tool('train.py', 'no.py', cwd=tmp_path)
     assert f'\nerror: config {tmp_path}/no.py does not exist: ' in f'\n{result.stderr}'
     result = tool('test.py', CONFIG, 'no.pth', cwd=tmp_path)
-    assert result.stderr.endswith(f'error: checkpoint {tmp_path}/no.pth does not exist: '
-                                  'give the path of a checkpoint\n')
+    assert (f'\nerror: checkpoint {tmp_path}/no.pth does not exist: give the path of a checkpoint\n'
+            in f'\n{result.stderr}')
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def read_annotations(path: Path) -> Annotations:
     try:
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a file of COCO's annotations, or damaged: {error!r}. "
                          'Write or download it again') from error
 

@@ -55,9 +55,13 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
         ConversionError: they cannot be converted.
     """
     own = model.state_dict()
-    kinds = [f'{key} {_kind(state[key])} instead of {_kind(own[key])}' for key in state
-             if key in own and _kind(state[key]) != _kind(own[key])]
-    missing, unexpected = ([], []) if kinds else model.load_state_dict(state, strict=False)
+    kinds = [f'{key} {_described(state[key])} instead of {_described(own[key])}' for key in state
+             if key in own and (state[key].shape != own[key].shape
+                                or state[key].is_floating_point() != own[key].is_floating_point())]
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    if not kinds:
+        missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     found = ((kinds, 'of another shape or type'), (missing, 'missing'),
              (unexpected, 'not in the model'))
@@ -112,5 +116,5 @@ def checkpoint_problem(path: Path, config: Config) -> str | None:
                         f'{config.model.backbone.type}: {problem}. Is it of another row?')
 
 
-def _kind(value: Tensor) -> str:
-    return f'{"" if value.is_floating_point() else "integer "}{tuple(value.shape)}'
+def _described(value: Tensor) -> str:
+    return f'{value.dtype} {tuple(value.shape)}'

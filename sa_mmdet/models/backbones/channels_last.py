@@ -7,7 +7,7 @@ def in_channels_last(backbone: nn.Module) -> None:
     """Make a backbone compute in channels_last; what it returns stays contiguous.
 
     So nothing after it can tell. It matters: mmcv's operators, RoIAlign among them, read a
-    channels_last map as if it were contiguous, without a word (open-mmlab/mmcv issue 2203).
+    channels_last map as if it were contiguous, without a word (https://github.com/open-mmlab/mmcv/issues/2203).
 
     Args:
         backbone: its convolutions' weights are converted in place; from these they take the
