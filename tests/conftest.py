@@ -1,4 +1,6 @@
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +65,24 @@ def _code_in_checkpoints(monkeypatch):
     """Our tools set it for their process, which in a test is this one."""
     monkeypatch.delenv(REFUSE_CODE, raising=False)
     monkeypatch.delenv(TRUST_CODE, raising=False)
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Run a program of tools/ in this process: its exit status or message, and all that it told."""
+    def run(name, *args):
+        path = str(ROOT / f'tools/{name}.py')
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, args)])
+        code, handler = 0, signal.getsignal(signal.SIGTERM)
+        try:
+            runpy.run_path(path, run_name='__main__')
+        except SystemExit as exit_:
+            code = exit_.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        output = capsys.readouterr()
+        return code, f'{output.out}{output.err}{code}'
+    return run
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """tools/visualize.py draws what was asked for, of files and of data sets."""
 import re
-import runpy
-import signal
-import sys
 
 import cv2
 import pytest
@@ -14,7 +11,6 @@ from mmengine.registry import init_default_scope
 from coco import CONFIGS
 from sa_mmdet.apps.quickstart.shapes import generate_shapes
 
-TOOL = CONFIGS.parent / 'tools/visualize.py'
 CONFIG = CONFIGS / 'quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 
 pytestmark = pytest.mark.xdist_group('visualize')
@@ -44,37 +40,31 @@ test_dataloader = dict(
 
 
 @pytest.fixture
-def draw(folder, monkeypatch, tmp_path, capsys):
-    """Run the tool in this process; the page, and what was printed."""
+def draw(folder, monkeypatch, tmp_path, run_tool):
+    """Run the tool: the page, the names of the pictures, and what was printed."""
 
     def run(mode, *arguments, config=CONFIG, checkpoint='sa.pth'):
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, 'argv', [
-            str(TOOL), mode, str(config), str(checkpoint), *map(str, arguments),
-            '--out-dir', str(tmp_path / 'out'), '--pred-score-thr', '0.2'])
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        finally:
-            signal.signal(signal.SIGTERM, handler)
-        printed = capsys.readouterr().out
-        page = (tmp_path / f'out/{mode}.html').read_text()
-        files = {path.stem for path in (tmp_path / 'out').glob('*.png')}
+        out = tmp_path / 'out'
+        code, printed = run_tool('visualize', mode, config, checkpoint, *arguments, '--out-dir',
+                                 out, '--pred-score-thr', '0.2')
+        assert code == 0, printed
+        page = (out / f'{mode}.html').read_text()
+        files = {path.stem for path in out.glob('*.png')}
         assert page.count('<img') == len(files)
-        for name in files:
-            assert cv2.imread(str(tmp_path / f'out/{name}.png')) is not None
+        assert all(cv2.imread(str(out / f'{name}.png')) is not None for name in files)
         return page, files, printed
 
     return run
 
 
-def test_predict_of_the_data_set(draw):
+def test_predict_of_the_data_set(draw, tmp_path):
     page, files, printed = draw('predict')
     assert files == {'predict_000001', 'predict_000002'}
     assert page.count('Left: ground truth, ') == 2
     assert re.search(r'with a score of at least 0.2: 0 (circle|square|triangle) 0\.[2-9]', page)
     assert f'<dd>{CONFIG}</dd>' in page
-    assert 'predict.html' in printed.splitlines()[-1]
+    assert f'all on one page: {tmp_path}/out/predict.html\n' in printed
 
 
 def test_predict_of_images_of_the_same_name(draw):
@@ -150,7 +140,9 @@ def test_a_plain_checkpoint_is_converted(draw):
     assert files == {'predict_000001'}
 
 
-def test_a_page_that_cannot_be_written(draw, tmp_path):
-    (tmp_path / 'out/predict.html').mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r'error: .*predict\.html.* choose another --out-dir'):
-        draw('predict', '--images', 1)
+def test_a_page_that_cannot_be_written(folder, run_tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    (tmp_path / 'predict.html').mkdir()
+    code, _ = run_tool('visualize', 'predict', CONFIG, 'sa.pth', '--images', 1, '--out-dir',
+                       tmp_path)
+    assert re.fullmatch(r'error: .*predict\.html.* choose another --out-dir', code)

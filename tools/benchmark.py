@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sa_mmdet.apps.speed.backbone import BackboneCase, measure_backbone
-from sa_mmdet.apps.speed.measure import describe_machine
+from sa_mmdet.apps.speed.measure import Case, describe_machine
 from sa_mmdet.apps.speed.operator import OperatorCase, measure_operator
 from sa_mmdet.apps.speed.report import (
     comparison_lines,
@@ -28,7 +28,6 @@ from sa_mmdet.apps.speed.report import (
     operator_table,
 )
 from sa_mmdet.apps.speed.train import TrainCase, check_config, measure_training
-from sa_mmdet.apps.speed.variants import NetworkCase
 from sa_mmdet.apps.validate.config import ConfigError, file_problem, read_config, reason
 from sa_mmdet.checkpoint.files import write_atomically
 from sa_mmdet.ops import triton_launch
@@ -145,11 +144,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def benchmark_operator(args: argparse.Namespace) -> None:
     """Measure the operator, print, and write what was asked for."""
-    case = OperatorCase(
-        batch=args.batch, height=args.size[0], width=args.size[1],
-        dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
-        implementation=args.implementation, compiled=args.compiled, repeats=args.repeats,
-        bottleneck=args.bottleneck, sweep=args.sweep)
+    case = case_of(args, OperatorCase, implementation=args.implementation, compiled=args.compiled,
+                   bottleneck=args.bottleneck, sweep=args.sweep)
     subject = 'shuffle attention' + ' in the bottleneck' * args.bottleneck
     if args.compile_only:
         compile_kernels(args, case, f"Triton's kernels of {subject}, {describe_case(args)}")
@@ -179,37 +175,36 @@ def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) ->
 
 def benchmark_backbone(args: argparse.Namespace) -> None:
     """Measure the backbones, print, and write what was asked for."""
-    case = network_case(args, BackboneCase, depth=args.depth)
+    case = case_of(args, BackboneCase, formula=args.formula, depth=args.depth)
     report_networks(args, case, measure_backbone(case), f'ResNet-{args.depth}')
 
 
 def benchmark_training(args: argparse.Namespace) -> None:
     """Measure a detector's training step, print, and write what was asked for."""
-    case = network_case(args, TrainCase, config=detector_config(args.config))
+    case = case_of(args, TrainCase, formula=args.formula, config=detector_config(args.config))
     report_networks(args, case, measure_training(case), args.config.stem)
 
 
-def network_case(args: argparse.Namespace, kind: type[NetworkCase], **options) -> NetworkCase:
-    return kind(
-        batch=args.batch, height=args.size[0], width=args.size[1],
-        dtype=getattr(torch, args.dtype), device=args.device, channels_last=args.channels_last,
-        formula=args.formula, repeats=args.repeats, **options)
+def case_of(args: argparse.Namespace, kind: type[Case], **options) -> Case:
+    """Return what is to be measured, by the options of every command and others."""
+    return kind(batch=args.batch, height=args.size[0], width=args.size[1],
+                dtype=getattr(torch, args.dtype), device=args.device,
+                channels_last=args.channels_last, repeats=args.repeats, **options)
 
 
 def detector_config(path: Path) -> Config:
     """The config of a detector to compare; ends with a message where it is none."""
     try:
         config = read_config(path)
+        check_config(config)
     except ConfigError as error:
         sys.exit(f'error: {error}')
-    try:
-        check_config(config)
     except ValueError as error:
         sys.exit(f'error: config {path}: {error}')
     return config
 
 
-def report_networks(args: argparse.Namespace, case: NetworkCase, rows: Iterator[dict],
+def report_networks(args: argparse.Namespace, case: Case, rows: Iterator[dict],
                     subject: str) -> None:
     """Measure networks, print, and write what was asked for."""
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # how each parameter starts is noise
@@ -220,7 +215,7 @@ def report_networks(args: argparse.Namespace, case: NetworkCase, rows: Iterator[
     write(args, title, rows, comparison_plot)
 
 
-def implementation_name(args: argparse.Namespace, case: OperatorCase | NetworkCase) -> str:
+def implementation_name(args: argparse.Namespace, case: Case) -> str:
     """The implementation of the operator that computes the case."""
     try:
         chosen = choose(torch.empty(0, dtype=case.dtype, device=case.device),

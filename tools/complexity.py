@@ -20,7 +20,7 @@ from sa_mmdet.apps.paper.complexity import (
     classifier_complexity,
     detector_complexity,
 )
-from sa_mmdet.apps.paper.complexity_table import compute_table, render, unexplained
+from sa_mmdet.apps.paper.complexity_table import CELLS, compute_table, render, unexplained
 from sa_mmdet.apps.paper.tables import load_table
 from sa_mmdet.apps.validate.config import (
     Overrides,
@@ -37,24 +37,16 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        'config', nargs='?', type=Path, help='config of a detector, or one of configs/imagenet')
-    what.add_argument(
-        '--table',
-        type=int,
-        nargs='+',
-        choices=(1, 2, 3),
-        help='check tables of the paper: 1 and 2 are classifiers at 224x224, 3 detectors')
-    parser.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        metavar=('HEIGHT', 'WIDTH'),
-        help=f"of a config's image; {DETECTION_SHAPE[0]} {DETECTION_SHAPE[1]} by default, of a "
-        f'classifier {CLASSIFICATION_SHAPE[0]} {CLASSIFICATION_SHAPE[1]}, as in the paper')
+    what.add_argument('config', nargs='?', type=Path,
+                      help='config of a detector, or one of configs/imagenet')
+    what.add_argument('--table', type=int, nargs='+', choices=(1, 2, 3), help='check tables of the '
+                      'paper: 1 and 2 are classifiers at 224x224, 3 detectors')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                        help="of a config's image; {} {} by default, of a classifier {} {}, as in "
+                        'the paper'.format(*DETECTION_SHAPE, *CLASSIFICATION_SHAPE))
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the rows to this file')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides,
+                        help='override settings: key=value ...')
     args = parser.parse_args()
     if args.table and (args.shape or args.cfg_options):
         parser.error('--shape and --cfg-options are for a config, not for --table')
@@ -71,16 +63,16 @@ def check_table(table: int) -> tuple[list[dict], bool]:
     rows = list(track(compute_table(table, CONFIGS), f'Table {table}', len(load_table(table)),
                       console=console, transient=True))
     Console(width=None if sys.stdout.isatty() else 120).print(render(table, rows))
-    known = [(row['row'], cell, row[cell], row[f'paper_{cell}'], reason) for row in rows
-             for cell, reason in row['differences'].items() if reason]
-    for cell in ('params_m', 'gflops'):
+    for cell in CELLS:
         printed = [row for row in rows if row[f'paper_{cell}'] is not None]
         equal = sum(cell not in row['differences'] for row in printed)
         if printed:
             print(f'{cell}: {equal} of {len(printed)} as printed')
-    for name, cell, value, paper, reason in known:
-        print(f"the paper's own slip: {name} {cell} is printed {paper}, computed {value:.4f}: "
-              f'{reason}')
+    for row in rows:
+        for cell, reason in row['differences'].items():
+            if reason:
+                print(f"the paper's own slip: {row['row']} {cell} is printed "
+                      f'{row[f"paper_{cell}"]}, computed {row[cell]:.4f}: {reason}')
     wrong = unexplained(rows)
     if wrong:
         print(f'differs from the paper: {", ".join(wrong)}')

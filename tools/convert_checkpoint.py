@@ -13,18 +13,14 @@ from sa_mmdet.models import ConversionError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', type=Path, help='config of the detector that the weights are for')
-    parser.add_argument(
-        'checkpoint',
-        type=Path,
-        help="a detector's, a backbone's or a classifier's weights: MMDetection's, torchvision's, "
-        "MMPretrain's or the SA-Net authors'")
+    parser.add_argument('checkpoint', type=Path,
+                        help="a detector's, a backbone's or a classifier's weights: MMDetection's, "
+                        "torchvision's, MMPretrain's or the SA-Net authors'")
     parser.add_argument('out', type=Path, help='the file to write, which must not exist')
-    parser.add_argument(
-        '--verify',
-        action='store_true',
-        help="compare the backbone's outputs before and after, on random input in float64")
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
+    parser.add_argument('--verify', action='store_true', help="compare the backbone's outputs "
+                        'before and after, on random input in float64')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides,
+                        help='override settings: key=value ...')
     return parser.parse_args()
 
 

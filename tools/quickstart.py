@@ -22,21 +22,17 @@ CONFIG = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_sh
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', type=Path, default=CONFIG, help='config of the detector')
-    parser.add_argument(
-        '--work-dir', default='work_dirs/quickstart', help='folder for logs, weights and pictures')
-    parser.add_argument(
-        '--min-ap',
-        type=float,
-        default=0.5,
-        help='bbox and segm AP under which the exit status is 1')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
+    parser.add_argument('--work-dir', default='work_dirs/quickstart',
+                        help='folder for logs, weights and pictures')
+    parser.add_argument('--min-ap', type=float, default=0.5,
+                        help='bbox and segm AP under which the exit status is 1')
+    parser.add_argument('--cfg-options', nargs='+', action=Overrides,
+                        help='override settings: key=value ...')
     args = parser.parse_args()
     if not -1 <= args.min_ap <= 1:
         parser.error(f'--min-ap must be from -1 to 1, got {args.min_ap}')
     if not args.work_dir or (problem := folder_problem(Path(args.work_dir))):
-        parser.error(f'--work-dir: {problem if args.work_dir else "none given"}: '
-                     'choose another')
+        parser.error(f'--work-dir: {problem if args.work_dir else "none given"}: choose another')
     return args
 
 

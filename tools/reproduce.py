@@ -20,7 +20,6 @@ from sa_mmdet.apps.paper.execute import run_all, test_command, train_command
 from sa_mmdet.apps.paper.report import write_report
 from sa_mmdet.apps.paper.runs import (
     BENCHMARKS,
-    TABLES,
     ReproduceError,
     Run,
     Settings,
@@ -30,7 +29,7 @@ from sa_mmdet.apps.paper.runs import (
     read_result,
     select_rows,
 )
-from sa_mmdet.apps.paper.tables import DATASETS
+from sa_mmdet.apps.paper.tables import DATASETS, TASKS
 from sa_mmdet.apps.paper.weights import imagenet_backbones
 from sa_mmdet.apps.validate.config import ConfigError, Overrides, read_config
 
@@ -39,48 +38,38 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        '--table', type=int, nargs='+', choices=TABLES,
-        help='1 and 2 (ImageNet), or 3 and 4 (COCO), which are the default')
-    parser.add_argument(
-        '--rows', nargs='+', default=[], metavar='ROW',
-        help="of these tables, such as mask-rcnn_sa-r50 or 'retinanet_*'; all by default")
-    parser.add_argument(
-        '--data-root', type=Path,
-        help='COCO 2017 (data/coco by default), or ImageNet (data/imagenet)')
-    parser.add_argument(
-        '--work-dir', type=Path,
-        help='folder of the runs, and of report/report.md; work_dirs/reproduce by default, of '
-        'Tables 1 and 2 work_dirs/imagenet')
+    parser.add_argument('--table', type=int, nargs='+', choices=TASKS,
+                        help='1 and 2 (ImageNet), or 3 and 4 (COCO), which are the default')
+    parser.add_argument('--rows', nargs='+', default=[], metavar='ROW', help='of these tables, '
+                        "such as mask-rcnn_sa-r50 or 'retinanet_*'; all by default")
+    parser.add_argument('--data-root', type=Path,
+                        help='COCO 2017 (data/coco by default), or ImageNet (data/imagenet)')
+    parser.add_argument('--work-dir', type=Path, help='folder of the runs, and of '
+                        'report/report.md; work_dirs/reproduce by default, of Tables 1 and 2 '
+                        'work_dirs/imagenet')
     where = parser.add_argument_group('where to run')
-    where.add_argument(
-        '--gpus', type=int, metavar='N',
-        help='processes, one GPU each, by torchrun; 0 is the CPU; all GPUs by default. The '
-        'learning rate follows the batch (MMDetection\'s --auto-scale-lr)')
+    where.add_argument('--gpus', type=int, metavar='N', help='processes, one GPU each, by '
+                       'torchrun; 0 is the CPU; all GPUs by default. The learning rate follows '
+                       "the batch (MMDetection's --auto-scale-lr)")
     where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N (8 by default)')
     what = parser.add_argument_group('what to run')
-    what.add_argument(
-        '--seeds', type=int, default=1, metavar='K', help='train every row with seeds 0 ... K-1')
-    what.add_argument(
-        '--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
-        help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: backbones "
-        "trained on ImageNet with their attention, found by their content, or the work dir of "
-        'Tables 1 and 2; for Tables 3 and 4')
-    what.add_argument(
-        '--cfg-options', nargs='+', action=Overrides, default={},
-        help='override settings of all configs: key=value ...')
-    what.add_argument(
-        '--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
-        help='test these models instead of training')
+    what.add_argument('--seeds', type=int, default=1, metavar='K',
+                      help='train every row with seeds 0 ... K-1')
+    what.add_argument('--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
+                      help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: "
+                      'backbones trained on ImageNet with their attention, found by their content, '
+                      'or the work dir of Tables 1 and 2; for Tables 3 and 4')
+    what.add_argument('--cfg-options', nargs='+', action=Overrides, default={},
+                      help='override settings of all configs: key=value ...')
+    what.add_argument('--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
+                      help='test these models instead of training')
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        '--dry-run', action='store_true',
-        help='list runs and commands and check all that could fail later; nothing is started')
-    mode.add_argument(
-        '--report', action='store_true', help='only write the report of what is finished')
-    mode.add_argument(
-        '--check', action='store_true',
-        help='evaluate the saved predictions of the finished runs again and compare')
+    mode.add_argument('--dry-run', action='store_true', help='list runs and commands and check all '
+                      'that could fail later; nothing is started')
+    mode.add_argument('--report', action='store_true',
+                      help='only write the report of what is finished')
+    mode.add_argument('--check', action='store_true', help='evaluate the saved predictions of the '
+                      'finished runs again and compare')
     args = parser.parse_args()
     args.table = args.table or list(DATASETS['COCO'])
     try:
@@ -113,15 +102,10 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     if rows:
         read_config(ROOT / 'configs' / rows[0].config, args.cfg_options)  # warns, or refuses them
     settings = Settings(
-        root=ROOT,
-        work_dir=args.work_dir.resolve(),
-        data_root=args.data_root.resolve(),
-        gpus=args.gpus,
-        slurm=args.slurm,
-        init=start,
+        root=ROOT, work_dir=args.work_dir.resolve(), data_root=args.data_root.resolve(),
+        gpus=args.gpus, slurm=args.slurm, init=start,
         starts=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
-        cfg_options=args.cfg_options,
-        checkpoints=checkpoints)
+        cfg_options=args.cfg_options, checkpoints=checkpoints)
     return plan_runs(rows, args.seeds, settings), settings
 
 
@@ -148,12 +132,6 @@ def parse_checkpoints(values: list[str]) -> dict[str, Path]:
                                  f'{path}: give one checkpoint for each row')
         checkpoints[row] = Path(path).resolve()
     return checkpoints
-
-
-def check_everything(runs: list[Run], settings: Settings) -> bool:
-    """Print what was checked; whether all is well."""
-    well = [tell(check, problems, 'ok') for check, problems in find_problems(runs, settings)]
-    return all(well)
 
 
 def tell(subject: str, problems: list[str], otherwise: str) -> bool:
@@ -232,7 +210,9 @@ def main() -> None:
             print(report(args.work_dir, args.table))
             return
         runs, settings = plan(args)
-        if not check_everything(runs, settings):
+        checked = [tell(subject, problems, 'ok')
+                   for subject, problems in find_problems(runs, settings)]
+        if not all(checked):
             sys.exit('error: nothing was started')
         if args.dry_run:
             show(runs)

@@ -36,87 +36,65 @@ TITLES = {
     'predict': 'Predictions',
     'cam': 'Grad-CAM: where scores come from',
     'gates': 'Attention gates',
-    'groups': 'Groups before and after the channel shuffle'
+    'groups': 'Groups before and after the channel shuffle',
 }
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     modes = parser.add_subparsers(dest='mode', metavar='MODE', required=True)
-    common = common_arguments()
-    targets = target_arguments()
-    modes.add_parser(
-        'predict',
-        parents=[common],
-        help='boxes, masks and scores, beside the ground truth where it is known')
-    cam = modes.add_parser(
-        'cam',
-        parents=[common, targets],
-        help="Grad-CAM of the detector's scores, of two models side by side")
+    common, targets = common_options(), target_options()
+    modes.add_parser('predict', parents=[common],
+                     help='boxes, masks and scores, beside the ground truth where it is known')
+    cam = modes.add_parser('cam', parents=[common, targets],
+                           help="Grad-CAM of the detector's scores, of two models side by side")
     cam.add_argument('--layer', default='backbone.layer4.2', help='default: %(default)s')
-    cam.add_argument(
-        '--compare',
-        nargs=2,
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='a second model, drawn beside the first')
-    modes.add_parser(
-        'gates',
-        parents=[common],
-        help='the gates of all attention layers, beside their neutral constants')
+    cam.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'),
+                     help='a second model, drawn beside the first')
+    modes.add_parser('gates', parents=[common],
+                     help='the gates of all attention layers, beside their neutral constants')
     groups = modes.add_parser(
-        'groups',
-        parents=[common, targets],
+        'groups', parents=[common, targets],
         help='response and score of each group before and after the channel shuffle')
-    groups.add_argument(
-        '--layer', default='backbone.layer4.2.sa', help='a ShuffleAttention; default: %(default)s')
-    return check_args(parser, parser.parse_args())
+    groups.add_argument('--layer', default='backbone.layer4.2.sa',
+                        help='a ShuffleAttention; default: %(default)s')
+    args = parser.parse_args()
+    check(args, parser)
+    return args
 
 
-def common_arguments() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument('config', type=Path, help='config of the detector')
-    common.add_argument('checkpoint', type=Path, help='its weights, as training leaves them')
-    common.add_argument(
-        'input',
-        type=Path,
-        nargs='?',
-        help="an image, or a folder of images; without it, the config's test data set")
-    common.add_argument(
-        '--out-dir',
-        type=Path,
-        default=Path('work_dirs/visualize'),
-        help='folder for the PNGs and MODE.html; default: %(default)s')
-    common.add_argument(
-        '--images', type=int, default=2, help='images at most; default: %(default)s')
-    common.add_argument(
-        '--pred-score-thr',
-        type=float,
-        default=0.3,
-        help='the score from which a detection counts; default: %(default)s')
-    common.add_argument('--device', help='such as cpu or cuda:0; default: the GPU if there is one')
-    common.add_argument(
-        '--cfg-options', nargs='+', action=Overrides, help='override settings: key=value ...')
-    return common
+def common_options() -> argparse.ArgumentParser:
+    """Return the options of every mode."""
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument('config', type=Path, help='config of the detector')
+    options.add_argument('checkpoint', type=Path, help='its weights, as training leaves them')
+    options.add_argument('input', type=Path, nargs='?', help="an image, or a folder of images; "
+                         "without it, the config's test data set")
+    options.add_argument('--out-dir', type=Path, default=Path('work_dirs/visualize'),
+                         help='folder for the PNGs and MODE.html; default: %(default)s')
+    options.add_argument('--images', type=int, default=2,
+                         help='images at most; default: %(default)s')
+    options.add_argument('--pred-score-thr', type=float, default=0.3,
+                         help='the score from which a detection counts; default: %(default)s')
+    options.add_argument('--device', help='such as cpu or cuda:0; default: the GPU if there is one')
+    options.add_argument('--cfg-options', nargs='+', action=Overrides,
+                         help='override settings: key=value ...')
+    return options
 
 
-def target_arguments() -> argparse.ArgumentParser:
-    targets = argparse.ArgumentParser(add_help=False)
-    which = targets.add_mutually_exclusive_group()
-    which.add_argument(
-        '--classes',
-        nargs='+',
-        metavar='NAME',
-        help='classes whose scores are explained; default: the two best of each image')
-    which.add_argument(
-        '--boxes',
-        nargs='+',
-        type=int,
-        metavar='NUMBER',
-        help='single detections instead, by their numbers in the pictures of predict')
-    return targets
+def target_options() -> argparse.ArgumentParser:
+    """Return the options of the modes that explain scores."""
+    options = argparse.ArgumentParser(add_help=False)
+    which = options.add_mutually_exclusive_group()
+    which.add_argument('--classes', nargs='+', metavar='NAME', help='classes whose scores are '
+                       'explained; default: the two best of each image')
+    which.add_argument('--boxes', nargs='+', type=int, metavar='NUMBER', help='single detections '
+                       'instead, by their numbers in the pictures of predict')
+    return options
 
 
-def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> argparse.Namespace:
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End with a message where the options make no sense."""
     if args.images < 1:
         parser.error(f'--images must be at least 1, got {args.images}')
     if not 0 <= args.pred_score_thr <= 1:
@@ -125,7 +103,6 @@ def check_args(parser: argparse.ArgumentParser, args: argparse.Namespace) -> arg
         parser.error(f'--boxes must be numbers from 0, got {min(args.boxes)}')
     if problem := folder_problem(args.out_dir):
         parser.error(f'--out-dir: {problem}: choose another')
-    return args
 
 
 def find_pictures(config: Config, args: argparse.Namespace) -> Iterator[Picture]:
@@ -177,6 +154,7 @@ def other_name(config: Path, compared: Path) -> str:
 
 
 def facts(args: argparse.Namespace, device: str) -> dict[str, str]:
+    """Return what the page tells of the models and the machine."""
     compared = getattr(args, 'compare', None)
     return {
         'config': str(args.config),
@@ -184,7 +162,7 @@ def facts(args: argparse.Namespace, device: str) -> dict[str, str]:
         **({'compared with': ' '.join(compared)} if compared else {}),
         'command': shlex.join(['python', *sys.argv]),
         'device': device,
-        'versions': ', '.join(f'{name} {version}' for name, version in versions().items())
+        'versions': ', '.join(f'{name} {version}' for name, version in versions().items()),
     }
 
 

@@ -1,10 +1,11 @@
 """The tables as pictures."""
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ..plots import COLOURS, png, style
-from .summary import Summary
-from .tables import DECIMALS, METRICS, NAMES, TASKS, Row
+from .tables import DECIMALS, METRICS, NAMES, TASKS, Summary
 
 KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'CBAM': COLOURS['purple'],
                 'ECA': COLOURS['sky blue'], 'SGE': COLOURS['green'], 'SA': COLOURS['vermilion']}
@@ -30,21 +31,18 @@ def draw_table(table: int, summaries: list[Summary]) -> bytes:
           lambda s: s.gain, lambda s: s.paper_gain)
     upper.legend(*_legend(summaries, comparable), ncols=7, loc='lower left',
                  bbox_to_anchor=(0, 1.02), frameon=False)
-    figure.suptitle(_title(table, summaries), x=0.01, ha='left', fontsize='large')
-    return png(figure)
-
-
-def _title(table: int, summaries: list[Summary]) -> str:
     labels = dict.fromkeys(s.evaluated_on for s in summaries if s.evaluated_on)
-    return f'Table {table}, measured on {"; ".join(labels)}' if labels else (
-        f'Table {table}: no row was run')
+    title = f', measured on {"; ".join(labels)}' if labels else ': no row was run'
+    figure.suptitle(f'Table {table}{title}', x=0.01, ha='left', fontsize='large')
+    return png(figure)
 
 
 def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, measured,
           paper) -> None:
     position, ticks, names, previous = 0., [], [], None
     for summary in summaries:
-        group = _group(summary.row)
+        row = summary.row
+        group = row.variant or '\n'.join(filter(None, (row.detector, row.backbone)))
         if previous not in (None, group):
             position += 0.8
         previous = group
@@ -55,9 +53,9 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
         else:
             mean, error = getattr(value, 'mean', value), getattr(value, 'std', None)
             axes.bar(position, mean, width=0.8, yerr=error, capsize=3,
-                     color=KIND_COLOURS[summary.row.attention])
+                     color=KIND_COLOURS[row.attention])
             below = mean < 0
-            axes.annotate(f'{mean:.{_decimals(summary)}f}', (position, 0),
+            axes.annotate(f'{mean:.{DECIMALS[TASKS[row.table]]}f}', (position, 0),
                           xytext=(0, -3 if below else 3), textcoords='offset points', ha='center',
                           fontsize='small', va='top' if below else 'bottom')
         if comparable:
@@ -79,18 +77,7 @@ def _draw(axes: Axes, summaries: list[Summary], comparable: bool, label: str, me
     axes.tick_params(axis='x', length=0)
 
 
-def _group(row: Row) -> str:
-    """Return the name of the rows that stand together."""
-    return row.variant or '\n'.join(filter(None, (row.detector, row.backbone)))
-
-
-def _decimals(summary: Summary) -> int:
-    return DECIMALS[TASKS[summary.row.table]]
-
-
 def _legend(summaries: list[Summary], comparable: bool) -> tuple[list, list]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
     kinds = list(dict.fromkeys(summary.row.attention for summary in summaries))
     handles = [Patch(color=KIND_COLOURS[kind]) for kind in kinds]
     names = ['ResNet' if kind == 'none' else f'+ {kind}' for kind in kinds]

@@ -191,7 +191,8 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
     """Yield a sentence if the disk is too small for the runs that are not finished."""
     unfinished = [run for run in runs if not run.finished]
     configs = {run.row.name: run.config for run in unfinished}
-    params = {name: _count_parameters(config) for name, config in configs.items()}
+    params = {name: sum(parameter.numel() for parameter in build_model(config).parameters())
+              for name, config in configs.items()}
     needed = sum(_bytes_needed(run, params[run.row.name]) for run in unfinished)
     existing = next(folder for folder in (work_dir, *work_dir.absolute().parents)
                     if folder.exists())
@@ -199,10 +200,6 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
     if free < needed:
         yield (f'{existing} has {free / 1e9:.1f} GB free, and the runs may need '
                f'{needed / 1e9:.1f} GB: free some, or choose another --work-dir')
-
-
-def _count_parameters(config: Config) -> int:
-    return sum(parameter.numel() for parameter in build_model(config).parameters())
 
 
 def _bytes_needed(run: Run, params: int) -> int:

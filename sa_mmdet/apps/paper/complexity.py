@@ -155,10 +155,6 @@ def _build(cfg: ConfigDict, device: str) -> nn.Module:
         return MODELS.build(copy.deepcopy(cfg))
 
 
-def _image(model: nn.Module, shape: tuple[int, int]) -> Tensor:
-    return torch.zeros(1, 3, *shape, device=next(model.parameters()).device)
-
-
 def _data_sample(image: Tensor) -> DetDataSample:
     size = tuple(image.shape[2:])
     return DetDataSample(metainfo=dict(
@@ -245,7 +241,7 @@ def _count_paper(model: nn.Module, shape: tuple[int, int], detection: bool = Fal
 
 
 def _count_mmengine(model: nn.Module, shape: tuple[int, int]) -> Complexity:
-    analyzer = FlopAnalyzer(model, (_image(model, shape), ))
+    analyzer = FlopAnalyzer(model, (torch.zeros(1, 3, *shape), ))
     analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analyzer.tracer_warnings('none')
     with _recorded(model, AttentionLayer) as attention, torch.no_grad():

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from ...models.attention import AttentionLayer
 from .complexity import Complexity, classifier_complexity, detector_complexity
-from .tables import Row, load_table
+from .tables import CONTRADICTIONS, Row, load_table
 
 CELLS = ('params_m', 'gflops')
 DECIMALS = {1: 3, 2: 3, 3: 2}
@@ -73,22 +73,16 @@ def classifier_backbone(row: Row) -> dict:
 
 
 def _compared(row: Row, count: Complexity) -> dict:
-    differences = {}
+    differences, decimals = {}, DECIMALS[row.table]
     for cell in CELLS:
-        printed = getattr(row, cell)
-        if printed is not None and not equals_printed(getattr(count, cell), printed, row.table):
-            differences[cell] = row.contradiction(cell)
+        value, printed = getattr(count, cell), getattr(row, cell)
+        if printed is not None and f'{value:.{decimals}f}' != f'{printed:.{decimals}f}':
+            differences[cell] = CONTRADICTIONS.get((row.table, row.name, cell))
     return dict(
         row=row.name, detector=row.detector, backbone=row.backbone, attention=row.attention,
         variant=row.variant, params_m=count.params_m, gflops=count.gflops,
         paper_params_m=row.params_m, paper_gflops=row.gflops,
         match=not differences, differences=differences)
-
-
-def equals_printed(value: float, printed: float, table: int) -> bool:
-    """Return whether ``value``, rounded to the table's decimals, is what is printed."""
-    decimals = DECIMALS[table]
-    return f'{value:.{decimals}f}' == f'{printed:.{decimals}f}'
 
 
 def unexplained(rows: list[dict]) -> list[str]:

@@ -13,8 +13,8 @@ from ...environment import versions
 from ..validate.coco import dataset_meta, dataset_paths
 from ..validate.config import NO_CHECKS, ConfigError
 from ..visualize.predictions import encode
+from .benchmarks.coco import draw_detections
 from .checks import disk_problems
-from .detections import draw_detections
 from .processes import locked, run_child
 from .report import PICTURE
 from .runs import ReproduceError, Run, Settings
@@ -95,35 +95,26 @@ def _draw(run: Run, result: dict) -> None:
 
 def train_command(run: Run) -> list[str]:
     """Return the command that trains a run, or resumes it."""
-    settings, config = run.settings, str(run.config_file)
-    if settings.slurm:
-        return [str(settings.tools / 'slurm_train.sh'), settings.slurm, run.row.name, config,
-                str(run.folder), '--resume', NO_CHECKS]
-    return [*_start(settings, 'train.py'), config, '--work-dir', str(run.folder), '--resume',
-            NO_CHECKS, *_launcher(settings)]
+    place = [str(run.folder)] if run.settings.slurm else ['--work-dir', str(run.folder)]
+    return _command(run, 'train', *place, '--resume')
 
 
 def test_command(run: Run, checkpoint: Path) -> list[str]:
     """Return the command that tests a checkpoint and saves what it predicts."""
-    settings, config = run.settings, str(run.config_file)
-    work_dir = str(run.folder / 'test')
+    return _command(run, 'test', str(checkpoint), '--work-dir', str(run.folder / 'test'))
+
+
+def _command(run: Run, tool: str, *arguments: str) -> list[str]:
+    settings = run.settings
+    arguments = [str(run.config_file), *arguments, NO_CHECKS]
     if settings.slurm:
-        return [str(settings.tools / 'slurm_test.sh'), settings.slurm, run.row.name, config,
-                str(checkpoint), '--work-dir', work_dir, NO_CHECKS]
-    return [*_start(settings, 'test.py'), config, str(checkpoint), '--work-dir', work_dir,
-            NO_CHECKS, *_launcher(settings)]
-
-
-def _start(settings: Settings, tool: str) -> list[str]:
-    torchrun = []
+        return [str(settings.tools / f'slurm_{tool}.sh'), settings.slurm, run.row.name, *arguments]
+    torchrun, launcher = [], []
     if settings.gpus > 1:
         torchrun = ['-m', 'torch.distributed.run', '--standalone',
                     f'--nproc_per_node={settings.gpus}']
-    return [sys.executable, *torchrun, str(settings.tools / tool)]
-
-
-def _launcher(settings: Settings) -> list[str]:
-    return ['--launcher', 'pytorch'] if settings.gpus > 1 else []
+        launcher = ['--launcher', 'pytorch']
+    return [sys.executable, *torchrun, str(settings.tools / f'{tool}.py'), *arguments, *launcher]
 
 
 def _run(run: Run, command: list[str], lock: int, what: str) -> None:

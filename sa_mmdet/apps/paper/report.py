@@ -10,8 +10,7 @@ from .charts import draw_table
 from .complexity_table import CELLS, compute_table
 from .complexity_table import DECIMALS as COMPLEXITY_DECIMALS
 from .curves import LogError, draw_curves, read_log
-from .summary import Summary, summarize
-from .tables import DATASETS, DECIMALS, METRICS, NAMES, TASKS
+from .tables import DATASETS, DECIMALS, METRICS, NAMES, TASKS, Summary, summarize
 
 TITLES = {
     1: 'Table 1: ablations of shuffle attention in ResNet-50 (top-1 and top-5 accuracy, %)',
@@ -86,7 +85,9 @@ def _records(table: int, summary: Summary, counts: dict) -> list[dict]:
         status = NOT_RUN if not summary.measured else 'measured' if measured else 'no objects'
         records.append(dict(
             table=table, detector=row.detector, backbone=row.backbone, attention=row.attention,
-            variant=row.variant, metric=_metric_name(task, metric), status=status,
+            variant=row.variant,
+            metric=metric if task == 'accuracy' else NAMES[task].replace('AP', metric),
+            status=status,
             measured=measured and measured.mean, std=measured and measured.std,
             seeds=measured.seeds if measured else 0,
             paper=row.metrics[metric] if summary.comparable else None,
@@ -97,10 +98,6 @@ def _records(table: int, summary: Summary, counts: dict) -> list[dict]:
             evaluated_on=summary.evaluated_on, is_papers_images=summary.comparable
             if summary.measured else None))
     return records
-
-
-def _metric_name(task: str, metric: str) -> str:
-    return metric if task == 'accuracy' else NAMES[task].replace('AP', metric)
 
 
 def _csv(records: list[dict]) -> str:

@@ -15,7 +15,6 @@ from .benchmarks.coco import Coco
 from .benchmarks.imagenet import ImageNet
 from .tables import DATASETS, TASKS, Row, load_table
 
-TABLES = tuple(TASKS)
 BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (ImageNet(), Coco())}
 RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on', 'start', 'epochs',
                'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
@@ -221,7 +220,7 @@ def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
 
 
 def _unknown_row(name: str, tables: list[int]) -> str:
-    every = {row.name: table for table in TABLES for row in load_table(table)}
+    every = {row.name: table for table in TASKS for row in load_table(table)}
     name = next(iter(fnmatch.filter(every, name)), name)
     listed = ' and '.join(map(str, tables))
     if name in every:

@@ -19,10 +19,6 @@ def _outline(name: str, radius: float, angle: float) -> np.ndarray:
     return radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
 
 
-def _overlaps(centre: np.ndarray, radius: float, placed: list) -> bool:
-    return any(np.hypot(*(centre - other)) < radius + r for other, r in placed)
-
-
 def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple]]:
     """Return an image (size, size, 3), uint8, and its shapes: (label, outline (K, 2) in pixels)."""
     image = np.full((size, size, 3), rng.uniform(0, 255, 3))
@@ -32,7 +28,7 @@ def _draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[t
         for _ in range(PLACEMENT_TRIES):
             radius = rng.uniform(size / 10, size / 4)
             centre = rng.uniform(radius + 1, size - radius - 1, 2)
-            if not _overlaps(centre, radius, placed):
+            if all(np.hypot(*(centre - other)) >= radius + r for other, r in placed):
                 break
         else:
             continue
@@ -66,19 +62,13 @@ def _write_split(root: Path, split: str, count: int, size: int, seed: int) -> No
         for shape in shapes:
             annotations.append(
                 dict(id=len(annotations) + 1, image_id=image_id, **_annotation(*shape)))
-    categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]
     content = dict(
-        info=dict(description='drawn shapes'),
-        images=images,
-        annotations=annotations,
-        categories=categories)
+        info=dict(description='drawn shapes'), images=images, annotations=annotations,
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, start=1)])
     (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
 
 
-def generate_shapes(root: str | Path,
-                    train: int = 480,
-                    val: int = 100,
-                    size: int = 256,
+def generate_shapes(root: str | Path, train: int = 480, val: int = 100, size: int = 256,
                     seed: int = 0) -> None:
     """Write the data set, unless it is already there with the same settings.
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from .measure import compare
 from .variants import BASELINE, FOLDED, NetworkCase, initialise, share_weights, variants_of
 
-INFERENCE, TRAINING = 'inference', 'training'
-
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCase(NetworkCase):
@@ -57,7 +55,7 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     forwards = {name: _inference(network, x, case)
                 for name, network in (networks | folded).items()}
     for row in compare(forwards, case.device, case.repeats, capture=True):
-        yield {'pass': INFERENCE, **row}
+        yield {'pass': 'inference', **row}
 
     gradients = [1e-2 * _random(y.shape, generator, case).to(y.dtype)
                  for y in forwards[BASELINE]()]
@@ -65,7 +63,7 @@ def measure_backbone(case: BackboneCase) -> Iterator[dict]:
         network.train()
     steps = {name: _training(network, x, gradients, case) for name, network in networks.items()}
     for row in compare(steps, case.device, case.repeats, capture=True):
-        yield {'pass': TRAINING, **row}
+        yield {'pass': 'training', **row}
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator, case: BackboneCase) -> Tensor:

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -16,6 +17,30 @@ Call = Callable[[], object]
 
 # The allocator goes on asking a graph whose capture failed whether an allocation is for it.
 _FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What all measurements have in common.
+
+    Attributes:
+        batch, height, width: of the images; height and width multiples of 32.
+        dtype, device, channels_last: of what is measured.
+        repeats: rounds of which medians are taken.
+    """
+
+    batch: int = 1
+    height: int = 800
+    width: int = 1344
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
+    channels_last: bool = False
+    repeats: int = 15
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of the images, or the feature maps, and the weights in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def median_times(calls: dict[str, Call], device: torch.device, repeats: int,
@@ -193,14 +218,10 @@ def describe_machine(device: torch.device) -> dict:
         device=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
         capability=None if cuda else torch.backends.cpu.get_cpu_capability(),
-        tf32=_tf32() if cuda else None,
+        # what computes float32 with 10 bits of mantissa
+        tf32=dict(convolutions=torch.backends.cudnn.allow_tf32,
+                  matrix_products=torch.backends.cuda.matmul.allow_tf32) if cuda else None,
         versions=versions() | ({'cuda': torch.version.cuda} if cuda else {}))
-
-
-def _tf32() -> dict[str, bool]:
-    """Return what computes float32 with 10 bits of mantissa."""
-    return dict(convolutions=torch.backends.cudnn.allow_tf32,
-                matrix_products=torch.backends.cuda.matmul.allow_tf32)
 
 
 def _cpu_name() -> str:

@@ -2,14 +2,14 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...ops import fused_bn_sa_add_relu, shuffle_attention, triton_launch
-from .measure import Call, graph_times, host_microseconds, median_times, peak_memory
+from .measure import Call, Case, graph_times, host_microseconds, median_times, peak_memory
 
 GROUPS = 64
 # (channels, stride, blocks) of the stages of ResNet-50: the attention's input in an image's pixels
@@ -31,37 +31,22 @@ PLANS = {False: [dict(elements_a_warp=elements) for elements in (256, 512, 1024)
 GRAPH_BYTES, GRAPH_CALLS, MAX_SETS = 3 * 10**9, 256, 1024
 
 
-@dataclass(frozen=True)
-class OperatorCase:
+@dataclass(frozen=True, kw_only=True)
+class OperatorCase(Case):
     """What is measured: the attention of ResNet-50 on a batch of images.
 
     Attributes:
-        batch, height, width: of the images.
-        dtype, device, channels_last: of the operator's input.
         implementation: forces one, None takes the best for the input.
         compiled: also measure ``torch.compile`` of the formula, which takes minutes to compile.
-        repeats: rounds of which medians are taken.
         bottleneck: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside
             what plain ResNet has there.
         sweep: measure the operator by Triton with each of ``PLANS``, and nothing else.
     """
 
-    batch: int = 1
-    height: int = 800
-    width: int = 1344
-    dtype: torch.dtype = torch.float32
-    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
-    channels_last: bool = False
     implementation: str | None = None
     compiled: bool = True
-    repeats: int = 15
     bottleneck: bool = False
     sweep: bool = False
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Of the operator's input."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def measure_operator(case: OperatorCase) -> Iterator[dict]:

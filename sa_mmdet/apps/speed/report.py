@@ -29,7 +29,8 @@ def operator_table(rows: list[dict]) -> Table:
                  'peak MB', '× floor'):
         table.add_column(name, justify='left' if name in ('stage', 'pass', '') else 'right')
     for row, following in zip(rows, [*rows[1:], None], strict=True):
-        floor = _floor(rows, row)
+        floor = next(other for other in rows
+                     if (other['stage'], other['pass']) == (row['stage'], row['pass']))
         stage = f'{row["stage"]} {"×".join(map(str, row["shape"][1:]))}' if row['shape'] else (
             row['stage'])
         host = row['host_microseconds']
@@ -93,12 +94,6 @@ def compiled_lines(rows: list[dict]) -> list[str]:
 def bandwidth(row: dict) -> float:
     """GB/s: the bytes that the floor moves, divided by the time."""
     return row['bytes'] / row['milliseconds'] / 1e6
-
-
-def _floor(rows: list[dict], row: dict) -> dict:
-    """Return the first of the row's stage and pass."""
-    return next(other for other in rows if (other['stage'], other['pass']) == (
-        row['stage'], row['pass']))
 
 
 def operator_plot(rows: list[dict], title: str) -> bytes:

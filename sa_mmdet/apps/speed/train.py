@@ -15,7 +15,6 @@ from ...models import in_channels_last
 from .measure import compare
 from .variants import BASELINE, NetworkCase, initialise, share_weights, variants_of
 
-TRAINING_STEP = 'training step'
 OBJECTS = 7  # in an image, as in COCO
 AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')  # of AmpOptimWrapper alone
 
@@ -111,7 +110,7 @@ def measure_training(case: TrainCase) -> Iterator[dict]:
     steps = {name: training_step(detector, build_optimizer(detector, case), batch, case)
              for name, detector in build_detectors(case).items()}
     for row in compare(steps, case.device, case.repeats):
-        yield {'pass': TRAINING_STEP, **row}
+        yield {'pass': 'training step', **row}
 
 
 def random_batch(case: TrainCase) -> dict:

@@ -1,5 +1,5 @@
 """The networks that compete: with the fused attention, with its formula, and plain ResNet."""
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from mmdet.models.backbones.resnet import Bottleneck
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...models import AttentionResNet, ShuffleAttention
+from .measure import Case
 
 BASELINE = 'ResNet'
 FORMULA = 'ResNet + formula'
@@ -16,30 +17,17 @@ FOLDED = {name: f'{name} + fuse_conv_bn' for name in (BASELINE, ATTENTION)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkCase:
+class NetworkCase(Case):
     """How every contestant runs.
 
+    A ``dtype`` of 16 bits is autocast's, the weights being float32; of a detector only the backbone
+    is ``channels_last``.
+
     Attributes:
-        batch, height, width: of the images; height and width multiples of 32.
-        dtype: float32; bfloat16 or float16 is autocast's, the weights being float32.
-        device, channels_last: of the networks; of a detector only the backbone is channels_last.
         formula: also measure ``ResNet + formula``.
-        repeats: rounds of which medians are taken.
     """
 
-    batch: int = 1
-    height: int = 800
-    width: int = 1344
-    dtype: torch.dtype = torch.float32
-    device: torch.device = field(default_factory=lambda: torch.device('cpu'))
-    channels_last: bool = False
     formula: bool = True
-    repeats: int = 15
-
-    @property
-    def layout(self) -> torch.memory_format:
-        """Of the images and the weights in memory."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def mixed(self) -> bool:

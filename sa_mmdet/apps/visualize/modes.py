@@ -9,16 +9,17 @@ from mmengine.structures import InstanceData
 
 from ...checkpoint.files import write_atomically
 from ..validate.config import ConfigError
-from .cams import draw_cams, find_targets, marked
+from .cams import draw_cams
 from .detector import Detector, find_layer
 from .gates import attention_gates, draw_gates, draw_spatial_gates
-from .grad_cam import Target, compute_grad_cam
+from .grad_cam import Target, box_target, class_target, compute_grad_cam
 from .groups import check_groups, draw_groups, group_scores
 from .page import Drawing, Section
 from .pictures import Picture, pictures_of_files, predict
 from .predictions import draw_predictions, encode, knows_truth
 
 LEAST_WIDTH = 600  # of an image on the page, in pixels
+MOST_TARGETS = 2  # where none is asked for
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def predict_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     caption = f'{truth}{name}, {count} detections with a score of at least {options.threshold}'
     if count:
         caption += f': {_listed(sample.pred_instances[:count], model.dataset_meta)}'
-    yield Drawing(f'predict_{picture.name}', encode(drawn), f'{caption}.',
+    yield Drawing(f'predict_{picture.path.stem}', encode(drawn), f'{caption}.',
                   LEAST_WIDTH * (2 if truth else 1))
 
 
@@ -134,10 +135,11 @@ def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     for target in targets:
         cams = {}
         for detector, prepared, sample in seen:
-            found = marked(sample, target)
+            found = sample.pred_instances
+            found = found[target.choose(found)]
             cams[detector.name] = found, compute_grad_cam(
                 detector.model, options.layer, prepared, target) if len(found) else None
-        name = f'cam_{picture.name}_{target.name.replace(" ", "-").replace("/", "-")}'
+        name = f'cam_{picture.path.stem}_{target.name.replace(" ", "-").replace("/", "-")}'
         yield Drawing(name, draw_cams(
             picture.image, target, options.detector.model.dataset_meta, cams, options.layer), (
                 f'Bright is what raises the score of {target.name}, each map on its own scale. '
@@ -145,21 +147,40 @@ def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
 
 
 def _find_targets(options: Options, sample: DetDataSample) -> tuple[list[Target], list[str]]:
-    return find_targets(options.detector.model, sample, options.threshold, options.labels,
-                        options.boxes)
+    """Return the scores to explain: of classes, of detections, or of the two best classes.
+
+    And a sentence for each that there is not. What was asked for twice counts once.
+    """
+    names, found = options.detector.model.dataset_meta['classes'], sample.pred_instances
+    if options.boxes is not None:
+        boxes = list(dict.fromkeys(options.boxes))
+        targets = [box_target(found.bboxes[number], found.labels[number].item(),
+                              f'{number} {names[found.labels[number]]}')
+                   for number in boxes if number < len(found)]
+        return targets, [f'there is no detection {number}: {len(found)} in all, numbered from 0'
+                         for number in boxes if number >= len(found)]
+    threshold = options.threshold
+    shown = list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))  # best first
+    wanted = shown[:MOST_TARGETS] if options.labels is None else list(dict.fromkeys(options.labels))
+    lacking = [f'no {names[label]} is detected with a score of at least {threshold}'
+               for label in wanted if label not in shown]
+    if not wanted:
+        lacking = [f'nothing is detected with a score of at least {threshold}']
+    return [class_target(label, names[label], threshold)
+            for label in wanted if label in shown], lacking
 
 
 def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     """Channel gates as curves, spatial gates as maps, beside the neutral constants."""
     gates = attention_gates(options.detector.model, picture)
     title = f'{options.detector.name}: {picture.path.name}'
-    yield Drawing(f'gates_{picture.name}', draw_gates(gates, title), (
+    yield Drawing(f'gates_{picture.path.stem}', draw_gates(gates, title), (
         'How far the gates have moved, on this image, from the neutral constant (dashed) with '
         'which shuffle attention, and any attention over converted weights, starts. Below: '
         'channel gates, the mean of each group; shaded: their range in the last block of the '
         'stage.'))
     for stage, drawn in draw_spatial_gates(picture.image, gates).items():
-        yield Drawing(f'gates_{picture.name}_{stage.rpartition(".")[2]}', drawn, (
+        yield Drawing(f'gates_{picture.path.stem}_{stage.rpartition(".")[2]}', drawn, (
             f'Spatial gates of the last block of {stage}, the mean over the channels of each '
             'group.'))
 
@@ -174,7 +195,7 @@ def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     if targets:
         found = group_scores(model, options.layer, picture, targets)
         title = f'{options.layer} of {options.detector.name}: {picture.path.name}'
-        yield Drawing(f'groups_{picture.name}', draw_groups(picture, found, title), (
+        yield Drawing(f'groups_{picture.path.stem}', draw_groups(picture, found, title), (
             'Response: the mean output of the channels of a group. Score: what the detector\'s '
             'score would lose without the group, to first order (gradient times output). The '
             'shuffle gives every group channels of two.'))

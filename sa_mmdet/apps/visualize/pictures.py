@@ -34,11 +34,6 @@ class Picture:
     image: np.ndarray
     item: dict
 
-    @property
-    def name(self) -> str:
-        """The file's name without its suffix."""
-        return self.path.stem
-
 
 def find_images(source: Path, count: int) -> list[Path]:
     """Return an image, or the first ``count`` images of a folder, by name.
@@ -115,9 +110,3 @@ def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> De
 def predict(model: nn.Module, picture: Picture) -> DetDataSample:
     """Return what a detector finds in an image, best first, on the CPU; boxes in its pixels."""
     return detect(model, *prepare(model, picture)).cpu()
-
-
-def shown_classes(sample: DetDataSample, threshold: float) -> list[int]:
-    """Return the labels of the detections with a score of at least ``threshold``, best first."""
-    found = sample.pred_instances
-    return list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))

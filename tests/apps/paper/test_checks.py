@@ -40,12 +40,6 @@ def test_nothing_is_wrong(settings):
     assert not settings.work_dir.exists()
 
 
-def test_wrong_data_root(settings, tmp_path):
-    settings = dataclasses.replace(settings, data_root=tmp_path / 'nowhere')
-    found = problems(settings)
-    assert all('nowhere/annotations/instances_' in p and '--data-root' in p for p in found[:2])
-
-
 def test_annotations_without_images(settings):
     edit(settings.data_root / VAL, lambda content: content['images'][0].update(file_name='x.jpg'))
     only(settings, '1 of 3 images', 'x.jpg')
@@ -75,24 +69,12 @@ def test_part_of_a_val_set(settings):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    (lambda content: content.pop('images'), "is not a file of COCO's annotations"),
-    (lambda content: content['annotations'].clear(), 'has 3 images and 0 objects'),
     (lambda content: content['categories'].pop(), "lacks 1 categories of the data set (t"),
     (lambda content: content['images'].pop(), 'objects of images that it does not list'),
-], ids=['no images', 'no objects', 'a category less', 'an image less'])
+], ids=['a category less', 'an image less'])
 def test_damaged_annotations(settings, change, message):
     edit(settings.data_root / VAL, change)
     assert any(message in problem for problem in problems(settings))
-
-
-def test_annotations_that_are_no_json(settings):
-    (settings.data_root / VAL).write_text('{"images": [')
-    assert any("is not a file of COCO's annotations" in problem for problem in problems(settings))
-
-
-def test_too_few_gpus(settings):
-    found = problems(dataclasses.replace(settings, gpus=8))
-    assert any('--gpus 8, but PyTorch sees 0' in problem for problem in found)
 
 
 def test_slurm_without_srun(settings, monkeypatch):
@@ -111,10 +93,6 @@ def test_other_settings_are_not_mixed(settings):
     assert problems(settings) == []
     only(dataclasses.replace(settings, cfg_options=settings.cfg_options | {'a': 1}),
          'holds runs of other settings', '--cfg-options was', '"a": 1', 'another --work-dir')
-
-
-def test_damaged_settings(settings):
-    save_settings(settings)
     (settings.work_dir / checks.SETTINGS_FILE).write_text('{')
     only(settings, 'settings.json is damaged')
 

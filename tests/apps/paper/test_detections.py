@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from sa_mmdet.apps.paper import detections
-from sa_mmdet.apps.paper.detections import draw_detections
+from sa_mmdet.apps.paper.benchmarks import coco
+from sa_mmdet.apps.paper.benchmarks.coco import draw_detections
 
 META = dict(classes=('dog', 'cat'), palette=[(255, 0, 0), (0, 0, 255)])
 GREY, GAP = 200, 8
@@ -73,7 +73,7 @@ def test_ground_truth_and_detections(files, mask):
 def test_ground_truth_has_no_scores(files, monkeypatch):
     """They would stand beside its classes."""
     samples = []
-    monkeypatch.setattr(detections, 'draw_predictions', lambda image, sample, *_: (
+    monkeypatch.setattr(coco, 'draw_predictions', lambda image, sample, *_: (
         samples.append(sample) or image))
     draw(files, [detection(2, 17, (220, 60, 60, 60), 0.9)])
     assert all('scores' not in sample.gt_instances for sample in samples)

@@ -43,13 +43,6 @@ def finished(tmp_path, config):
     return tmp_path, result
 
 
-def change(folder, edit):
-    path = folder / 'predictions.json'
-    entries = json.loads(path.read_text())
-    edit(entries)
-    path.write_text(json.dumps(entries))
-
-
 def test_accuracy(finished):
     folder, result = finished
     assert result['metrics']['accuracy'] == dict(top1=0.5, top5=16 / 24)
@@ -67,7 +60,10 @@ def test_accuracy(finished):
 ], ids=['classes', 'removed', 'twice', 'label', 'empty'])
 def test_one_changed_prediction_is_found(finished, edit, message):
     folder, result = finished
-    change(folder, edit)
+    path = folder / 'predictions.json'
+    entries = json.loads(path.read_text())
+    edit(entries)
+    path.write_text(json.dumps(entries))
     problems = IMAGENET.check_result(result, folder)
     assert 'was changed after it was evaluated' in problems[0]
     assert any(message in problem for problem in problems)

@@ -1,4 +1,6 @@
 import dataclasses
+import os
+from datetime import datetime
 
 import pytest
 import torch
@@ -6,31 +8,22 @@ import torch
 from sa_mmdet.apps.paper.execute import test_command as command_of_test
 from sa_mmdet.apps.paper.execute import train_command, training_hours
 from sa_mmdet.apps.paper.runs import ReproduceError, Run, plan_runs, select_rows
-from sa_mmdet.apps.paper.tables import load_table
 
 
 def row(name):
     return select_rows([3, 4], [name])[0]
 
 
-def test_rows_of_mask_rcnn_serve_both_tables():
-    names = [row.name for row in select_rows([3, 4], [])]
-    assert len(names) == len(set(names)) == 22
-    assert len(select_rows([3], [])) == 18
-    assert len(select_rows([4], [])) == 10
-    assert all((row.config.parent.name, row.config.suffix) != ('', '') for row in load_table(3))
+@pytest.mark.parametrize(('tables', 'rows'), [
+    ([1], 5), ([2], 12), ([1, 2], 16), ([3], 18), ([4], 10), ([3, 4], 22)], ids=str)
+def test_a_row_of_two_tables_is_one(tables, rows):
+    names = [row.name for row in select_rows(tables, [])]
+    assert len(names) == len(set(names)) == rows
 
 
 def test_rows_by_pattern():
     assert [row.name for row in select_rows([3], ['*_sa-r50'])] == [
         'faster-rcnn_sa-r50', 'mask-rcnn_sa-r50', 'retinanet_sa-r50']
-
-
-def test_sa_resnet50_serves_both_tables_of_imagenet():
-    assert len(select_rows([1], [])) == 5
-    assert len(select_rows([2], [])) == 12
-    names = [row.name for row in select_rows([1, 2], [])]
-    assert len(names) == len(set(names)) == 16
 
 
 @pytest.mark.parametrize(('tables', 'name', 'message'), [
@@ -40,22 +33,14 @@ def test_sa_resnet50_serves_both_tables_of_imagenet():
     ([1, 2], 'retinanet_sa-r50', 'is a row of Table 3: give --table 3'),
     ([2], '???!', 'they are sa-resnet50, sa-resnet50_no-gn'),
     ([3, 4], 'sa-resnet50*', 'sa-resnet50 is a row of Table 2: give --table 2'),
+    ([3], 'mask-rcnn-sa-r50', 'did you mean mask-rcnn_sa-r50?'),
+    ([3], 'retinanet_sa_r110', 'did you mean retinanet_sa-r10'),
+    ([3], 'mask-rcnn_eca-r50', 'is a row of Table 4: add --table 4'),
+    ([3], '???!', 'they are faster-rcnn_r50'),
 ], ids=str)
-def test_rows_of_imagenet_and_coco_are_not_mixed(tables, name, message):
+def test_unknown_rows(tables, name, message):
     with pytest.raises(ReproduceError) as error:
         select_rows(tables, [name])
-    assert message in str(error.value)
-
-
-@pytest.mark.parametrize(('name', 'message'), [
-    ('mask-rcnn-sa-r50', 'did you mean mask-rcnn_sa-r50?'),
-    ('retinanet_sa_r110', 'did you mean retinanet_sa-r10'),
-    ('mask-rcnn_eca-r50', 'is a row of Table 4: add --table 4'),
-    ('???!', 'they are faster-rcnn_r50'),
-], ids=str)
-def test_unknown_rows(name, message):
-    with pytest.raises(ReproduceError) as error:
-        select_rows([3], [name])
     assert message in str(error.value)
 
 
@@ -124,8 +109,6 @@ def test_last_whole_checkpoint(settings):
 
 
 def test_hours_of_all_attempts(tmp_path):
-    import os
-    from datetime import datetime
     for name, seconds in (('20260101_000000', 3600), ('20260102_000000', 1800)):
         log = tmp_path / name / f'{name}.log'
         log.parent.mkdir()
