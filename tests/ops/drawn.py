@@ -6,17 +6,18 @@ from fused import (
     DTYPES,
     LAYOUTS,
     LIBRARIES,
+    Operands,
+    attend,
     forced,
-    fused_bn_sa_add_relu,
     gradients,
     random_batch_norm,
     random_input,
     random_parameters,
     refusal,
-    shuffle_attention,
 )
 from hypothesis import strategies as st
 
+NOT_EXPANDED = tuple(LAYOUTS)
 LAYOUTS = {**LAYOUTS, 'expanded row': lambda x: x[:, :, :1].expand(x.shape)}
 FUSED = [name for name in (*LIBRARIES, 'triton') if refusal(name) is None]
 ALL = ['reference', *FUSED]
@@ -41,10 +42,6 @@ class Call:
     @property
     def p(self):
         return self.shape[1] // (2 * self.groups)
-
-    @property
-    def is_fused(self):
-        return self.implementation != 'reference'
 
     def values(self, offset=0):
         """Random ones, contiguous; others for another ``offset`` of the seed."""
@@ -74,26 +71,24 @@ class Call:
     def wide_dtype(self):
         return torch.promote_types(self.dtype, torch.float32)
 
-    def attend(self, x, parameters=None, eps=1e-5):
-        with forced(self.implementation) as name:
-            return shuffle_attention(
-                x, *(parameters or self.parameters), self.groups, eps, implementation=name)
+    def operands(self, x, identity=None, parameters=None):
+        """With an identity, those of a bottleneck."""
+        batch_norm = None if identity is None else self.batch_norm
+        return Operands(x, identity, batch_norm, parameters or self.parameters, self.groups)
 
-    def gradients(self, x, dy):
-        """Of x and the parameters."""
+    def attend(self, x, identity=None, parameters=None, eps=1e-5):
+        with forced(self.implementation) as name:
+            return attend(self.operands(x, identity, parameters), name, eps=eps)
+
+    def results(self, x, dy, identity=None):
+        """The output, and the gradients of the operands, by name."""
         with forced(self.implementation) as name:
             return gradients(
-                lambda *args: shuffle_attention(*args, self.groups, implementation=name),
-                x, self.parameters, dy)[1:]
-
-    def after_conv3(self, z, identity):
-        with forced(self.implementation) as name:
-            return fused_bn_sa_add_relu(
-                z, identity, self.batch_norm, *self.parameters, self.groups, implementation=name)
+                lambda operands: attend(operands, name), self.operands(x, identity), dy)
 
     def same(self, actual, expected):
         """Bit for bit, of an implementation of ours; PyTorch's sums depend on what is around."""
-        if self.is_fused or not actual.numel():
+        if self.implementation != 'reference' or not actual.numel():
             return torch.equal(actual, expected)
         tolerance = 8 * torch.finfo(self.dtype).eps
         return torch.allclose(actual, expected, tolerance, tolerance * abs(expected).max().item())

@@ -1,17 +1,18 @@
-"""Running the fused implementations beside the formula in float64.
+"""Running the fused implementations beside the reference in float64.
 
 Triton's kernels run on the GPU where there is one (test_on_gpu.py), else in Triton's interpreter.
 The tests make CPU tensors: what goes to Triton is moved to the GPU, strides kept, and comes back.
 """
-import functools
 import io
 import os
 import warnings
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_map_only
 
 from sa_mmdet import ops
 from sa_mmdet.ops import cpp, implementations, triton_launch
@@ -124,56 +125,91 @@ class Move(torch.autograd.Function):
 
 def where_triton_runs(value):
     """Tensors there, also those in tuples; anything else as it is."""
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(where_triton_runs, value))
-    if MOVE_TO is None or not isinstance(value, torch.Tensor):
-        return value
-    return Move.apply(value, MOVE_TO) if value.requires_grad else moved(value, MOVE_TO)
+    def there(tensor):
+        return Move.apply(tensor, MOVE_TO) if tensor.requires_grad else moved(tensor, MOVE_TO)
+
+    return value if MOVE_TO is None else tree_map_only(torch.Tensor, there, value)
 
 
 def where_it_is_fast(function):
     """Computes where Triton does: in float64 the CPU takes minutes for large planes."""
     if MOVE_TO is None:
         return function
-
-    def call(*args, **options):
-        return Move.apply(function(*where_triton_runs(args), **{
-            key: where_triton_runs(value) for key, value in options.items()}), 'cpu')
-    return call
+    return lambda operands: Move.apply(function(where_triton_runs(operands)), 'cpu')
 
 
-def _anywhere(function):
-    @functools.wraps(function)
-    def call(*args, implementation=None, **options):
-        by_triton = 'triton' in (implementation, os.environ.get('SA_MMDET_OPS'))
-        compute = where_it_is_fast(function) if by_triton else function
-        return compute(*args, implementation=implementation, **options)
-    return call
+# Where the operator stands: alone, or between conv3 and the end of a bottleneck.
+PLACES = ('alone', 'bottleneck', 'bottleneck without batch norm')
+PARAMETERS = 'cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias'
+BATCH_NORM = 'bn_weight', 'bn_bias'
 
 
-shuffle_attention = _anywhere(ops.shuffle_attention)
-fused_bn_sa_add_relu = _anywhere(ops.fused_bn_sa_add_relu)
+class Operands(NamedTuple):
+    """What the operator takes: without an identity it is shuffle attention alone."""
+    z: torch.Tensor
+    identity: torch.Tensor | None
+    batch_norm: tuple[torch.Tensor, ...] | None
+    parameters: list[torch.Tensor]
+    groups: int
+
+    def differentiable(self):
+        """Those that have a gradient, by name."""
+        tensors = dict(z=self.z)
+        if self.identity is not None:
+            tensors['identity'] = self.identity
+        if self.batch_norm:
+            tensors |= zip(BATCH_NORM, self.batch_norm[:2], strict=True)
+        return tensors | dict(zip(PARAMETERS, self.parameters, strict=True))
+
+    def made_of(self, tensors):
+        """These operands with other differentiable ones."""
+        tensors = dict(zip(self.differentiable(), tensors, strict=True))
+        batch_norm = self.batch_norm and (
+            *(tensors[name] for name in BATCH_NORM), *self.batch_norm[2:])
+        return self._replace(
+            z=tensors['z'], identity=tensors.get('identity'), batch_norm=batch_norm,
+            parameters=[tensors[name] for name in PARAMETERS])
+
+    def double(self):
+        return tree_map_only(torch.Tensor, lambda tensor: tensor.detach().double(), self)
 
 
-def repeated(implementation, run):
-    """The results of ``run(name)``, which a second run gives bit for bit."""
-    with forced(implementation) as name:
-        first, second = run(name), run(name)
-    for a, b in zip(first, second, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
-    return first
+def attend(operands, implementation=None, **options):
+    """The operator, as a function of its operands."""
+    def compute(operands):
+        z, identity, batch_norm, parameters, groups = operands
+        if identity is None:
+            function, surroundings = ops.shuffle_attention, ()
+        else:
+            function, surroundings = ops.fused_bn_sa_add_relu, (identity, batch_norm)
+        return function(z, *surroundings, *parameters, groups, implementation=implementation,
+                        **options)
+
+    if 'triton' in (implementation, os.environ.get('SA_MMDET_OPS')):
+        compute = where_it_is_fast(compute)
+    return compute(operands)
+
+
+def reference(operands):
+    z, identity, batch_norm, parameters, groups = operands
+    if identity is None:
+        return shuffle_attention_reference(z, *parameters, groups)
+    return fused_bn_sa_add_relu_reference(z, identity, batch_norm, *parameters, groups=groups)
+
+
+def gradients(function, operands, dout):
+    """The output, and the gradients of the operands, by name."""
+    tensors = {name: tensor.detach().requires_grad_()
+               for name, tensor in operands.differentiable().items()}
+    out = function(operands.made_of(tensors.values()))
+    of_tensors = torch.autograd.grad(out, list(tensors.values()), dout)
+    return dict(out=out) | dict(zip(tensors, of_tensors, strict=True))
 
 
 def random_parameters(p, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     shapes = [(1, p, 1, 1)] * 4 + [(p, )] * 2
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-
-
-def parameters_for(shape, groups, dtype):
-    """Parameters in which those of a network in this dtype are kept."""
-    return random_parameters(
-        shape[1] // (2 * groups), torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def random_input(shape, dtype, layout='contiguous', scale=1., shift=0., seed=1):
@@ -191,10 +227,53 @@ LAYOUTS = {
 }
 
 
-def gradients(function, x, parameters, dy):
-    x = x.detach().requires_grad_()
-    y = function(x, *parameters)
-    return y, *torch.autograd.grad(y, (x, *parameters), dy)
+def random_batch_norm(c, dtype=torch.float32, mean=0., seed=4):
+    """Weight and bias, which are differentiated, and running statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    weight, bias, deviation, variance = torch.randn(4, c, generator=generator)
+    weight, bias = (tensor.to(dtype).requires_grad_() for tensor in (weight, bias))
+    return weight, bias, (mean + deviation).to(dtype), (variance.abs() + .5).to(dtype)
+
+
+def normalised(operands):
+    """The input of the attention, in float64."""
+    z, _, batch_norm, *_ = operands.double()
+    if batch_norm is None:
+        return z
+    weight, bias, mean, variance = batch_norm
+    return F.batch_norm(z, mean, variance, weight, bias)
+
+
+def random_identity(operands, seed=3):
+    """One with which no sum is so close to 0 that rounding decides about the ReLU's derivative."""
+    y = reference(operands.double()._replace(
+        z=normalised(operands), identity=None, batch_norm=None))
+    generator = torch.Generator().manual_seed(seed)
+    distance = torch.rand(y.shape, generator=generator, dtype=y.dtype) * 1.8 - .9
+    return ((distance + .1 * distance.sign()) * y.abs().max() - y).to(operands.z.dtype)
+
+
+def operands_around(z, place, groups=2, layout='contiguous', mean=0., parameters=None,
+                    batch_norm=None):
+    """The operands with this z; what is not given is random, in a network's dtype."""
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    if parameters is None:
+        parameters = random_parameters(z.shape[1] // (2 * groups), dtype)
+    if place == 'bottleneck' and batch_norm is None:
+        batch_norm = random_batch_norm(z.shape[1], dtype, mean)
+    operands = Operands(z, None, batch_norm, parameters, groups)
+    if place == 'alone':
+        return operands
+    return operands._replace(identity=LAYOUTS[layout](random_identity(operands)))
+
+
+def random_operands(shape, place, groups=2, dtype=torch.float32, layout='contiguous', shift=0.,
+                    **others):
+    """Operands and the gradient of the output; ``others`` are those of ``operands_around``."""
+    z = random_input(shape, dtype, layout, shift=shift)
+    others = dict(mean=shift) | others
+    return (operands_around(z, place, groups, layout, **others),
+            random_input(shape, dtype, layout, seed=2))
 
 
 def assert_close(name, actual, expected, terms=0., ulps=4):
@@ -209,7 +288,7 @@ def assert_close(name, actual, expected, terms=0., ulps=4):
     numbers = rounded.isfinite()
     if not numbers.any():
         return
-    # the formula in float64 has rounding errors of its own
+    # the reference in float64 has rounding errors of its own
     ulps = 1e5 if actual.dtype == torch.float64 else ulps
     actual, expected, eps = actual[numbers], expected[numbers], torch.finfo(actual.dtype).eps
     # float32, in which the 16-bit types are computed, may count as 0 what is below its normal range
@@ -219,122 +298,66 @@ def assert_close(name, actual, expected, terms=0., ulps=4):
     assert error <= tolerance, f'{name}: error {error:.3g}, tolerance {tolerance:.3g}'
 
 
-def wide(tensors):
-    """In float64, to be differentiated if they are."""
-    return [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in tensors]
-
-
-PARAMETERS = 'cweight', 'cbias', 'sweight', 'sbias', 'gn_weight', 'gn_bias'
-
-
-def sum_of_terms(dy, x, channels):
-    """That of |dy x| for each of some channels."""
-    return (dy.double().abs().nanmean() * x.double().abs().nanmean()).item() * x.numel() / channels
-
-
-def terms_of_dx(dy, x, parameters, groups):
+def terms_of_dz(operands, dout):
     """The largest of those that go through a plane's statistics, of which much may cancel."""
-    n, c, h, w = x.shape
-    p = c // (2 * groups)
+    x = normalised(operands)
+    _, c, h, w = x.shape
+    p = c // (2 * operands.groups)
     cweight, _, sweight, _, gn_weight, _ = (
-        parameter.detach().double().view(p, 1, 1) for parameter in parameters)
-    x, dy = (tensor.detach().double() for tensor in (x, channel_shuffle(dy, c // 2)))
-    dz = (dy * x / 4).abs().reshape(n * groups, 2, p, h, w)
-    variance = x.var((2, 3), correction=0).view(n * groups, 2, p, 1, 1)[:, 1]
+        parameter.view(p, 1, 1) for parameter in operands.double().parameters)
+    dy = channel_shuffle(dout.detach().double(), c // 2)
+    dz = (dy * x / 4).abs().reshape(-1, 2, p, h, w)
+    variance = x.var((2, 3), correction=0).view(-1, 2, p, 1, 1)[:, 1]
     through_mean = cweight * dz[:, 0].mean((2, 3), keepdim=True)
     through_norm = sweight * gn_weight * (variance + 1e-5).rsqrt() * dz[:, 1]
-    return max(terms.abs().max().item() for terms in (through_mean, through_norm))
+    largest = max(terms.abs().max().item() for terms in (through_mean, through_norm))
+    if operands.batch_norm:
+        weight, _, _, variance = operands.batch_norm
+        largest *= (weight / variance.sqrt()).abs().max().item()
+    return largest
 
 
-def terms_of_y(x, parameters, groups):
+def terms_of_y(operands):
     """The largest of those that add up to a plane's mean, of which much may cancel."""
-    n, c, h, w = x.shape
-    x = x.detach().double().abs().reshape(n * groups, 2, c // (2 * groups), h, w)[:, 0]
-    cweight = parameters[0].detach().double().abs().flatten()
+    x, _, _, (cweight, *_), groups = operands.double()
+    _, c, h, w = x.shape
+    x, cweight = x.abs().reshape(-1, 2, c // (2 * groups), h, w)[:, 0], cweight.abs().flatten()
     return (cweight * x.mean((2, 3)) * x.amax((2, 3)) / 4).max().item()
 
 
-def check(implementation, x, parameters, groups, dy, ulps=4, terms_of_y=0., terms_of_dx=0.):
-    """Output and all gradients are those of the formula in float64, to some units of rounding."""
+def terms_of_parameters(operands, dout):
+    """Those that add up to the gradients of the parameters and of the batch norm, by name."""
+    x = normalised(operands)
+    mean = (dout.double().abs().nanmean() * x.abs().nanmean()).item()
+    terms = dict.fromkeys(PARAMETERS, mean * x.numel() / operands.parameters[0].numel())
+    if operands.batch_norm is None:
+        return terms
+    z, _, (*_, mean, variance), *_ = operands.double()
+    after_batch_norm = operands.double()._replace(z=x, batch_norm=None)
+    dx = gradients(where_it_is_fast(reference), after_batch_norm, dout.double())['z']
+    for name, factor in zip(BATCH_NORM, (F.batch_norm(z, mean, variance), 1), strict=True):
+        terms[name] = (dx * factor).abs().nansum((0, 2, 3)).max().item()
+    return terms
+
+
+def check(implementation, operands, dout, ulps=4, terms=None):
+    """Output and all gradients are those of the reference in float64, to some units of rounding.
+
+    A second run gives the same bits. ``terms`` are those of ``assert_close`` for 'out' and 'z'.
+    """
     ulps *= ULPS_OF_TRITON if implementation == 'triton' else 1
-    actual = repeated(implementation, lambda name: gradients(
-        lambda *args: shuffle_attention(*args, groups, implementation=name), x, parameters, dy))
-    expected = gradients(
-        where_it_is_fast(lambda *args: shuffle_attention_reference(*args, groups)), x.double(),
-        wide(parameters), dy.double())
-
-    terms = [terms_of_y, terms_of_dx, *[sum_of_terms(dy, x, x.shape[1] // (2 * groups))] * 6]
-    for name, a, e, t in zip(('y', 'dx', *PARAMETERS), actual, expected, terms, strict=True):
-        assert a.dtype == (x.dtype if name in ('y', 'dx') else parameters[0].dtype)
-        assert_close(name, a, e, t, ulps)
-    return actual
-
-
-def random_batch_norm(c, dtype=torch.float32, mean=0., seed=4):
-    """Weight and bias, which are differentiated, and running statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    weight, bias, deviation, variance = torch.randn(4, c, generator=generator)
-    weight, bias = (tensor.to(dtype).requires_grad_() for tensor in (weight, bias))
-    return weight, bias, (mean + deviation).to(dtype), (variance.abs() + .5).to(dtype)
-
-
-def normalised(z, batch_norm):
-    """The input of the attention, in float64."""
-    if batch_norm is None:
-        return z.double()
-    weight, bias, mean, variance = (tensor.detach().double() for tensor in batch_norm)
-    return F.batch_norm(z.double(), mean, variance, weight, bias)
-
-
-def random_identity(z, batch_norm, parameters, groups, seed=3):
-    """One with which no sum is so close to 0 that rounding decides about the ReLU's derivative."""
-    y = shuffle_attention_reference(
-        normalised(z, batch_norm), *(tensor.detach().double() for tensor in parameters), groups)
-    generator = torch.Generator().manual_seed(seed)
-    distance = torch.rand(y.shape, generator=generator, dtype=y.dtype) * 1.8 - .9
-    return ((distance + .1 * distance.sign()) * y.abs().max() - y).to(z.dtype)
-
-
-def bottleneck_gradients(function, z, identity, batch_norm, parameters, dout):
-    z, identity = (tensor.detach().requires_grad_() for tensor in (z, identity))
-    out = function(z, identity, batch_norm, *parameters)
-    tensors = z, identity, *(batch_norm or ())[:2], *parameters
-    return out, *torch.autograd.grad(out, tensors, dout)
-
-
-def check_bottleneck(implementation, z, identity, batch_norm, parameters, groups, dout, ulps=4,
-               terms_of_dz=0.):
-    """As ``check``, for what follows conv3 in a bottleneck."""
-    ulps *= ULPS_OF_TRITON if implementation == 'triton' else 1
-    actual = repeated(implementation, lambda name: bottleneck_gradients(
-        lambda *args: fused_bn_sa_add_relu(*args, groups, implementation=name),
-        z, identity, batch_norm, parameters, dout))
-    reference = where_it_is_fast(
-        lambda *args: fused_bn_sa_add_relu_reference(*args, groups=groups))
-    expected = bottleneck_gradients(
-        reference, z.double(), identity.double(), batch_norm and wide(batch_norm),
-        wide(parameters), dout.double())
-
-    out, dz, didentity, *of_parameters = actual
-    assert out.dtype == dz.dtype == didentity.dtype == z.dtype
-    assert_close('out', out, expected[0], ulps=ulps)
-    assert_close('dz', dz, expected[1], terms_of_dz, ulps)
-    assert torch.equal(didentity.double(), expected[2])
-
-    x = normalised(z, batch_norm)
-    names, tensors = PARAMETERS, parameters
-    terms = [sum_of_terms(dout, x, z.shape[1] // (2 * groups))] * 6
-    if batch_norm:
-        dx = bottleneck_gradients(reference, x, identity.double(), None, wide(parameters),
-                                  dout.double())[1]
-        deviation = F.batch_norm(z.double(), *(tensor.double() for tensor in batch_norm[2:]))
-        names, tensors = ('bn_weight', 'bn_bias', *names), (*batch_norm[:2], *tensors)
-        terms = [*((dx * factor).abs().nansum((0, 2, 3)).max().item() for factor in (deviation, 1)),
-                 *terms]
-    for name, tensor, a, e, t in zip(
-            names, tensors, of_parameters, expected[3:], terms, strict=True):
-        assert a.dtype == tensor.dtype
-        assert_close(name, a, e, t, ulps)
+    with forced(implementation) as name:
+        actual, again = (gradients(lambda operands: attend(operands, name), operands, dout)
+                         for _ in range(2))
+    torch.testing.assert_close(actual, again, rtol=0, atol=0, equal_nan=True)
+    expected = gradients(where_it_is_fast(reference), operands.double(), dout.double())
+    terms = (terms or {}) | terms_of_parameters(operands, dout)
+    for name, operand in (dict(out=operands.z) | operands.differentiable()).items():
+        assert actual[name].dtype == operand.dtype
+        if name == 'identity':
+            assert torch.equal(actual[name].double(), expected[name])
+        else:
+            assert_close(name, actual[name], expected[name], terms.get(name, 0.), ulps)
     return actual
 
 

@@ -1,23 +1,23 @@
 """What holds of shuffle attention for every shape, dtype, layout and implementation.
 
 Each property is tried on 60 examples (10 on a GPU), the same in every run (tests/conftest.py says
-how to try others), of the formula, of each C++ library that this CPU can run, and of Triton.
+how to try others), of the reference, of each C++ library that this CPU can run, and of Triton.
 """
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
-from drawn import FUSED, LAYOUTS, calls
+from drawn import FUSED, LAYOUTS, NOT_EXPANDED, calls
 from fused import (
+    BATCH_NORM,
     PARAMETERS,
+    PLACES,
     assert_close,
     check,
-    check_bottleneck,
-    normalised,
-    random_identity,
+    operands_around,
+    poisoned_memory,
     random_input,
-    terms_of_dx,
+    terms_of_dz,
     terms_of_y,
 )
 from hypothesis import assume, given
@@ -37,21 +37,12 @@ def shuffled(channels):
     return torch.arange(channels).view(2, -1).t().flatten()
 
 
-@contextmanager
-def deterministic_algorithms():
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def check_call(call, x, dy):
-    """Output and all gradients are those of the formula in float64."""
-    parameters = call.parameters
-    check(call.implementation, x, parameters, call.groups, dy, ulps=16,
-          terms_of_y=terms_of_y(x, parameters, call.groups),
-          terms_of_dx=terms_of_dx(dy, x, parameters, call.groups))
+def check_call(call, operands, dout):
+    """Output and all gradients are those of the reference in float64."""
+    terms = dict(z=terms_of_dz(operands, dout))
+    if operands.identity is None:
+        terms['out'] = terms_of_y(operands)
+    check(call.implementation, operands, dout, ulps=16, terms=terms)
 
 
 def place(call, plane):
@@ -98,24 +89,22 @@ def test_nan_and_infinity_stay_in_their_plane(call, plane, poison, in_gradient):
     """And in the gradients of the parameters that the plane shares with others of its kind."""
     n, c, to = place(call, plane)
     x, dy = call.x, call.dy
-    before = call.attend(x), *call.gradients(x, dy)
+    before = call.results(x, dy)
     values = (dy if in_gradient else x).clone()
     values[n, to if in_gradient else c, 0, -1] = poison
     poisoned = call.lay(values)
-    after = call.attend(x if in_gradient else poisoned), *call.gradients(
-        *(x, poisoned) if in_gradient else (poisoned, dy))
+    after = call.results(*(x, poisoned) if in_gradient else (poisoned, dy))
 
-    y, dx, *of_parameters = zip(before, after, strict=True)
-    assert torch.equal(*(others(tensor, n, to) for tensor in y))
-    assert torch.equal(*(others(tensor, n, c) for tensor in dx))
-    assert not after[1][n, c].isfinite().all()
+    assert torch.equal(*(others(results['out'], n, to) for results in (before, after)))
+    assert torch.equal(*(others(results['z'], n, c) for results in (before, after)))
+    assert not after['z'][n, c].isfinite().all()
     if in_gradient:
-        assert torch.equal(*y)
+        assert torch.equal(before['out'], after['out'])
     else:
-        assert not after[0][n, to].isfinite().all()
+        assert not after['out'][n, to].isfinite().all()
     index, is_spatial = c % call.p, c // call.p % 2 == 1
-    for i, (untouched, touched) in enumerate(of_parameters):
-        untouched, touched = untouched.flatten(), touched.flatten()
+    for i, name in enumerate(PARAMETERS):
+        untouched, touched = before[name].flatten(), after[name].flatten()
         of_its_kind = torch.arange(call.p) == (index if (i >= 2) == is_spatial else -1)
         assert call.same(touched[~of_its_kind], untouched[~of_its_kind])
         assert not touched[of_its_kind].isfinite().any()
@@ -124,11 +113,11 @@ def test_nan_and_infinity_stay_in_their_plane(call, plane, poison, in_gradient):
 @given(call=calls(images=st.integers(2, 3)))
 def test_a_batch_is_its_images(call):
     x, dy = call.x, call.dy
-    y, (dx, *_) = call.attend(x), call.gradients(x, dy)
+    of_batch = call.results(x, dy)
     for i in range(len(x)):
-        image, of_image = x[i:i + 1], dy[i:i + 1]
-        assert call.same(call.attend(image), y[i:i + 1])
-        assert call.same(call.gradients(image, of_image)[0], dx[i:i + 1])
+        of_image = call.results(x[i:i + 1], dy[i:i + 1])
+        for name in ('out', 'z'):
+            assert call.same(of_image[name], of_batch[name][i:i + 1])
 
 
 @given(call=calls(), order=st.randoms(use_true_random=False))
@@ -167,9 +156,9 @@ def test_shuffle_is_a_permutation(call):
     state, factor = layer.neutral_state()
     layer.load_state_dict(state)
     x = call.x
-    there = call.attend(x, layer.operands)
+    there = call.attend(x, parameters=layer.operands)
     assert_elements_close(there, x[:, shuffled(x.shape[1])].double(), factor, ulps=4)
-    back = call.attend(x[:, layer.source_channels()], layer.operands)
+    back = call.attend(x[:, layer.source_channels()], parameters=layer.operands)
     assert_elements_close(back, x.double(), factor, ulps=4)
 
 
@@ -224,7 +213,7 @@ def test_spatial_gate_is_that_of_the_scaled_and_shifted_plane(call, factor, summ
     assert same_gates(*(tensor[:, spatial] for tensor in (y, x, other_y, other)))
 
 
-@given(call=calls(layouts=[name for name in LAYOUTS if name != 'expanded row']), data=st.data())
+@given(call=calls(layouts=NOT_EXPANDED), data=st.data())
 def test_channel_gate_is_that_of_the_mean(call, data):
     of_channel = shuffled(call.shape[1]) // call.p % 2 == 0
     x = whole_numbers(call)
@@ -251,7 +240,7 @@ CONSTANTS = {
 
 @given(call=calls(FUSED), data=st.data())
 def test_constant_planes(call, data):
-    """The formula itself loses its digits here: PyTorch's group norm cancels."""
+    """The reference itself loses its digits here: PyTorch's group norm cancels."""
     values = torch.empty((*call.shape[:2], 1, 1), dtype=call.dtype)
     for plane in values.view(-1, 1):
         plane.fill_(data.draw(st.sampled_from(CONSTANTS[call.dtype])))
@@ -264,7 +253,7 @@ def test_constant_planes(call, data):
                          (sweight * gn_bias + sbias).expand_as(grouped[:, 1])], 1)
     x, gates = (tensor[:, shuffled(call.shape[1])] for tensor in (x, logit.sigmoid().view_as(x)))
     assert_elements_close(call.attend(call.lay(values)), x, gates, ulps=32)
-    assert not call.gradients(call.lay(values), call.dy)[0].isnan().any()
+    assert not call.results(call.lay(values), call.dy)['z'].isnan().any()
 
 
 # With powers of two sums are exact, as those of float16's largest are. Triton's interpreter makes
@@ -282,60 +271,75 @@ def test_extreme_values(call, smallest):
     choices = torch.tensor(EXTREMES[call.dtype], dtype=call.dtype)[:3 if smallest else None]
     generator = torch.Generator().manual_seed(call.seed)
     x = choices[torch.randint(len(choices), call.shape, generator=generator)]
-    if not smallest:  # of large planes that are constant the formula loses the digits
+    if not smallest:  # of large planes that are constant the reference loses the digits
         assume(call.shape[3] > 1)
         x[..., :2] = choices[-2:]
-    check_call(call, call.lay(x), call.dy)
+    check_call(call, call.operands(call.lay(x)), call.dy)
 
 
 # No images, no pixels
 
 
+@pytest.mark.parametrize('in_bottleneck', [False, True])
 @given(call=calls(images=st.just(0)))
-def test_no_images(call):
-    x, dy = call.x, call.dy
-    y, (dx, *of_parameters) = call.attend(x), call.gradients(x, dy)
-    assert y.shape == dx.shape == call.shape
-    assert y.dtype == dx.dtype == call.dtype
-    assert all((gradient == 0).all() for gradient in of_parameters)
+def test_no_images(call, in_bottleneck):
+    results = call.results(call.x, call.dy, identity=call.dy if in_bottleneck else None)
+    for name, tensor in results.items():
+        if name in PARAMETERS + BATCH_NORM:
+            assert (tensor == 0).all()
+        else:
+            assert tensor.shape == call.shape
+            assert tensor.dtype == call.dtype
 
 
 @given(call=calls(images=st.integers(0, 2), sizes=st.sampled_from([0, 0, 1, 3])))
 def test_no_pixels(call):
     assume(0 in call.shape[2:])
     x = torch.zeros(call.shape, dtype=call.dtype)
-    for compute in (call.attend, lambda x: call.after_conv3(x, x)):
+    for identity in (None, x):
         with pytest.raises(ValueError, match='planes without pixels'):
-            compute(x)
+            call.attend(x, identity)
 
 
-# The formula and its derivative
+# The reference and its derivative
 
 
 @given(call=calls(FUSED), dy_layout=st.sampled_from(list(LAYOUTS)))
-def test_equals_formula(call, dy_layout):
+def test_equals_reference(call, dy_layout):
     dy = LAYOUTS[dy_layout](random_input(call.shape, call.dtype, seed=call.seed + 1))
-    check_call(call, call.x, dy)
+    check_call(call, call.operands(call.x), dy)
+
+
+# Of an identity whose rows are expanded, sums would not be far from 0.
+@given(call=calls(FUSED, layouts=NOT_EXPANDED), place=st.sampled_from(PLACES[1:]))
+def test_equals_reference_in_a_bottleneck(call, place):
+    operands = operands_around(
+        call.x, place, call.groups, call.layout, parameters=call.parameters,
+        batch_norm=call.batch_norm if place == 'bottleneck' else None)
+    check_call(call, operands, call.dy)
 
 
 @given(call=calls(scales=[1.], shifts=[0.]), power=st.integers(-3, 6))
 def test_gradients_scale_with_dy(call, power):
     assume(call.dtype != torch.float16)  # in which small gradients have fewer digits
     x, dy = call.x, call.dy
-    for one, many in zip(call.gradients(x, dy), call.gradients(x, dy * 2.**power), strict=True):
-        assert torch.equal(one * 2.**power, many)
+    once, scaled = call.results(x, dy), call.results(x, dy * 2.**power)
+    for name in ('z', *PARAMETERS):
+        assert torch.equal(once[name] * 2.**power, scaled[name])
 
 
 @given(call=calls(shifts=[0.]))
 def test_gradients_add_up(call):
     x = call.x
     dy, other = whole_numbers(call), whole_numbers(call).flip(2, 3)
-    of_sum, *parts = (call.gradients(x, call.lay(dy)) for dy in (dy + other, dy, other))
+    of_sum, one, other_one = (
+        call.results(x, call.lay(dy)) for dy in (dy + other, dy, other))
     of_parameters = 14 * x.double().abs().mean().item() * x.numel() / call.p
-    of_x = terms_of_dx(call.lay(dy.abs() + other.abs()), x, call.parameters, call.groups)
-    terms = [max(of_x, parts[0][0].abs().max().item()), *[of_parameters] * 6]
-    for name, whole, one, two, t in zip(('dx', *PARAMETERS), of_sum, *parts, terms, strict=True):
-        assert_close(name, whole, one.double() + two.double(), t, ulps=16)
+    of_x = terms_of_dz(call.operands(x), call.lay(dy.abs() + other.abs()))
+    terms = dict.fromkeys(PARAMETERS, of_parameters) | dict(
+        z=max(of_x, one['z'].abs().max().item()))
+    for name, t in terms.items():
+        assert_close(name, of_sum[name], one[name].double() + other_one[name].double(), t, ulps=16)
 
 
 @given(call=calls())
@@ -344,54 +348,29 @@ def test_deterministic_mode_changes_no_bit(call):
     x, dy = call.x, call.dy
 
     def computed():
-        return call.attend(x), *call.gradients(x, dy), call.after_conv3(x, dy)
+        return *call.results(x, dy).values(), call.attend(x, identity=dy)
 
     expected = computed()
-    with deterministic_algorithms(), warnings.catch_warnings():
+    with poisoned_memory(), warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         actual = computed()
     assert all(map(torch.equal, actual, expected))
 
 
-# What follows conv3 in a bottleneck
+# In a bottleneck
 
 
 @given(call=calls(), plane=PLANES, of_identity=st.booleans())
-def test_planes_of_the_tail_are_independent(call, plane, of_identity):
+def test_planes_in_a_bottleneck_are_independent(call, plane, of_identity):
     n, c, to = place(call, plane)
     z, identity = call.x, call.dy.abs() + 1
-    before = call.after_conv3(z, identity)
+    before = call.attend(z, identity)
     changed = (identity if of_identity else z).clone()
     changed[n, to if of_identity else c, 0, -1] = torch.nan
     changed = call.lay(changed)
-    after = call.after_conv3(z, changed) if of_identity else call.after_conv3(changed, identity)
+    after = call.attend(z, changed) if of_identity else call.attend(changed, identity)
     assert torch.equal(others(before, n, to), others(after, n, to))
     nan = after[n, to].isnan()
     assert nan[0, -1]  # as PyTorch's ReLU keeps it
     if of_identity:
         assert torch.equal(nan, changed[n, to].isnan())
-
-
-@given(call=calls(FUSED), with_batch_norm=st.booleans())
-def test_tail_equals_formula(call, with_batch_norm):
-    batch_norm = call.batch_norm if with_batch_norm else None
-    z, parameters = call.x, call.parameters
-    identity = call.lay(random_identity(z, batch_norm, parameters, call.groups))
-    assume(call.layout != 'expanded row')  # of the identity, sums would no longer be far from 0
-    terms = terms_of_dx(call.dy, normalised(z, batch_norm), parameters, call.groups)
-    if batch_norm:
-        weight, _, _, variance = batch_norm
-        terms *= (weight / variance.sqrt()).abs().max().item()
-    check_bottleneck(call.implementation, z, identity, batch_norm, parameters, call.groups, call.dy,
-               ulps=16, terms_of_dz=terms)
-
-
-@given(call=calls(images=st.just(0)))
-def test_tail_of_no_images(call):
-    z, identity = call.x.requires_grad_(), call.dy.requires_grad_()
-    out = call.after_conv3(z, identity)
-    out.sum().backward()
-    assert out.shape == z.grad.shape == identity.grad.shape == call.shape
-    assert out.dtype == call.dtype
-
-
