@@ -31,7 +31,7 @@ from .validate.imagenet import imagenet_problems
 from .validate.weights import initial_weights, loading_problem
 
 CHECKED = 'sa_mmdet.checked'  # what the processes that wait are told
-RANKS = 'RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'  # of torchrun, srun and mpirun
+RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
 CPU_WRAPPER_OPTIONS = [
     'model_wrapper_cfg.type=MMDistributedDataParallel', 'model_wrapper_cfg.device_ids=None',
@@ -58,6 +58,8 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     package = 'mmpretrain' if _is_of_classifier(sys.argv[1:]) else 'mmdet'
     if package == 'mmpretrain' and (problem := mmpretrain_problem()):
         sys.exit(f'error: {problem}')
+    if {'-h', '--help'} & set(sys.argv):
+        print(f'{NO_CHECKS}: start without checking config, data and checkpoints\n')
     script = tools_of(package) / name
     if not script.is_file():
         sys.exit(f'error: {script} is missing: install {package} from its wheel or by '
@@ -65,7 +67,7 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     tool = runpy.run_path(str(script), run_name='tool')
     args = tool['parse_args']()
     refuse_code()
-    store = _check_once(args, splits) if checks else None
+    store = _check_once(args, splits) if checks else None  # others may still ask it
     if args.launcher != 'none' and not torch.cuda.is_available():
         _start_cpu_processes(args)
     try:
@@ -96,22 +98,22 @@ def _is_of_classifier(arguments: list[str]) -> bool:
 
 
 def _check_once(args: Namespace, splits: tuple[str, ...]) -> object | None:
-    """Check in the first process; of torchrun's the others wait for it, and end if it does.
+    """Check in the first process; torchrun's others wait for it, srun's and mpirun's go on.
 
     Returns:
         What the processes meet in, which has to live as long as one of them may wait.
     """
-    rank = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
-    if args.launcher != 'pytorch' or 'RANK' not in os.environ:
-        if args.launcher == 'none' or rank == 0:
+    rank = os.environ.get(RANKS.get(args.launcher, ''))
+    if args.launcher != 'pytorch' or rank is None:
+        if not int(rank or 0):
             _check(args, splits)
         return None
     store, *_ = next(torch.distributed.rendezvous('env://'))
-    if rank == 0:
+    if int(rank):
+        store.wait([CHECKED])
+    else:
         _check(args, splits)
         store.set(CHECKED, '')
-    else:
-        store.wait([CHECKED])
     return store
 
 
@@ -142,13 +144,10 @@ def _problems(args: Namespace, config: Config, splits: tuple[str, ...]) -> Itera
             problem := torchvision_problem()):
         yield problem
     if args.launcher != 'none' and not torch.cuda.is_available():
-        yield from _cpu_problems(args.launcher, config)
+        yield from _norm_problems(config)
 
 
-def _cpu_problems(launcher: str, config: Config) -> Iterator[str]:
-    if launcher != 'pytorch':
-        yield (f'--launcher {launcher} needs a GPU on every node, and this one has none. On CPUs '
-               'use tools/dist_train.sh and tools/dist_test.sh.')
+def _norm_problems(config: Config) -> Iterator[str]:
     synchronised = list(_synchronised_norms(config.model, 'model'))
     if config.get('sync_bn'):
         synchronised.append('sync_bn=None')
@@ -171,6 +170,9 @@ def _synchronised_norms(node, path: str) -> Iterator[str]:
 
 def _start_cpu_processes(args: Namespace) -> None:
     """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
+    if args.launcher != 'pytorch':
+        sys.exit(f'error: --launcher {args.launcher} needs a GPU on every node, and this one has '
+                 'none. On CPUs use tools/dist_train.sh and tools/dist_test.sh.')
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
     torch.distributed.init_process_group('gloo')

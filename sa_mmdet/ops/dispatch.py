@@ -184,7 +184,7 @@ def _undisturbed(device: torch.device):
 
 def _largest_error(module: ModuleType, device: torch.device, dtype: torch.dtype,
                    layout: torch.memory_format) -> float:
-    """Return the largest, relative, of a forward and backward pass; infinity for a NaN."""
+    """Return the largest error, relative, of a forward and backward pass; infinity for a NaN."""
     def some(*shape: int, by: float) -> Tensor:
         """Return numbers in (-1, 1), without drawing any: random numbers are the user's."""
         count = torch.Size(shape).numel()

@@ -95,7 +95,7 @@ def _gradients(ctx, dout, _):
 
 
 def _rows(gradients: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...]) -> list:
-    """Return one for each tensor that wants a gradient, in its shape and dtype."""
+    """Return a gradient for each tensor that wants one, in its shape and dtype."""
     return [gradient.view_as(tensor).to(tensor.dtype) if want else None
             for gradient, tensor, want in zip(gradients.unbind(), tensors, wanted, strict=True)]
 

@@ -27,7 +27,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
-    """Return which of the elements start ... start + BLOCK there are in the planes."""
+    """Return whether the elements start ... start + BLOCK exist in the planes."""
     return plane_exists[:, None] & (start + tl.arange(0, BLOCK) < area)[None, :]
 
 

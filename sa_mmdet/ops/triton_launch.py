@@ -292,7 +292,7 @@ def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
 
 
 def _power_of_two(number: int) -> int:
-    """Return the first that is not smaller."""
+    """Return the first power of two that is not smaller."""
     return 1 << (number - 1).bit_length()
 
 

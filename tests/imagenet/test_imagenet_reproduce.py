@@ -111,7 +111,7 @@ def test_classifier_can_be_tested_alone(uninterrupted, images, tool, tmp_path):
     given[given.index('--eval-only') + 1] = f'sa-resnet50={checkpoint}'
     given[3] = tmp_path / 'other'
     output = tool('reproduce.py', *given, status=1)
-    assert 'does not know, such as backbone.layer1.0.sa.unshuffled: is it of another row?' in output
+    assert 'not in the model (backbone.layer1.0.sa.unshuffled' in output
 
 
 def test_training_images_are_not_needed_to_test(uninterrupted, images, tool, tmp_path):

@@ -20,7 +20,12 @@ from ..validate.config import (
     read_config,
     reason,
 )
-from ..validate.weights import checkpoint_problem, initial_weights_problem
+from ..validate.weights import (
+    checkpoint_problem,
+    initial_weights,
+    initial_weights_problem,
+    loading_problem,
+)
 from .benchmarks.base import SPLITS, Benchmark
 from .runs import ReproduceError, Run, Settings, read_result
 
@@ -182,7 +187,8 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
             key = json.dumps(config.model.backbone, sort_keys=True, default=str)
             if key not in checked:
                 checked[key] = initial_weights_problem(config)
-            problem = checked[key]
+            sources = config.get('load_from'), *initial_weights(config.model)
+            problem = checked[key] or next(filter(None, map(loading_problem, sources)), None)
         if problem:
             yield f'{name}: {problem}'
 

@@ -175,13 +175,13 @@ def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
 
 
 def benchmark_of(result: dict) -> Benchmark:
-    """Return the benchmark of a run by its result, which in versions before 0.1 did not name it."""
+    """Return the benchmark of a run by its result; older ones do not name it."""
     name = result.get('dataset') or ('ImageNet' if 'accuracy' in result['metrics'] else 'COCO')
     return BENCHMARKS[name]
 
 
 def dataset_of(tables: list[int]) -> str:
-    """Return the one that tables are measured on: 'ImageNet' or 'COCO'.
+    """Return the data set that tables are measured on: 'ImageNet' or 'COCO'.
 
     Raises:
         ReproduceError: they are of both.

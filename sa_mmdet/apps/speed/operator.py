@@ -55,7 +55,7 @@ def measure_operator(case: OperatorCase) -> Iterator[dict]:
     On CUDA the time is that of kernels in a CUDA graph, on inputs that are not in the cache.
 
     Yields:
-        A dict for each stage, pass and contestant, the floor first: 'stage' (1 to 4, or
+        A dict for each stage, pass and variant, the floor first: 'stage' (1 to 4, or
         'ResNet-50', the sum over the blocks), 'shape', 'pass' ('forward' or 'forward + backward'),
         'name', 'milliseconds', 'host_microseconds' (until a call has launched its kernels; None on
         the CPU and for the sum), 'peak_bytes' (None for the sum) and 'bytes' (that the floor

@@ -19,7 +19,7 @@ NETWORK_COLOURS = {FORMULA: COLOURS['grey'], FOLDED[BASELINE]: COLOURS['sky blue
 
 
 def operator_table(rows: list[dict]) -> Table:
-    """Time, bandwidth, the host's time and memory of each contestant, stage by stage.
+    """Time, bandwidth, the host's time and memory of each variant, stage by stage.
 
     The bandwidth is in bytes that the floor moves, the copy that it is compared with is the floor.
     """
@@ -77,7 +77,7 @@ def compiled_table(rows: list[dict]) -> Table:
 
 
 def compiled_lines(rows: list[dict]) -> list[str]:
-    """Return the worst of each pass in a sentence."""
+    """Return the worst figure of each pass in a sentence."""
     lines = []
     for pass_ in dict.fromkeys(row['pass'] for row in rows):
         of_pass = [row for row in rows if row['pass'] == pass_]
@@ -97,7 +97,7 @@ def bandwidth(row: dict) -> float:
 
 
 def operator_plot(rows: list[dict], title: str) -> bytes:
-    """Bandwidth of each contestant in each stage, the floor's as a line, as a PNG.
+    """Bandwidth of each variant in each stage, the floor's as a line, as a PNG.
 
     The bytes are those that the floor moves, see ``operator.FLOORS``.
     """
@@ -129,7 +129,7 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
 
 
 def comparison_table(rows: list[dict]) -> Table:
-    """Time and memory of each contestant, and their ratios to the baseline's, pass by pass."""
+    """Time and memory of each variant, and their ratios to the baseline's, pass by pass."""
     table = Table()
     base = rows[0]['name']
     for name in ('pass', '', 'ms', f'× {base}', 'quartiles', 'peak MB', f'× {base}'):
@@ -145,7 +145,7 @@ def comparison_table(rows: list[dict]) -> Table:
 
 
 def comparison_lines(rows: list[dict]) -> list[str]:
-    """Return the ratios of each pass and contestant to the baseline in a sentence."""
+    """Return the ratios of each pass and variant to the baseline in a sentence."""
     base = rows[0]['name']
     return [f'{row["pass"]}: {row["name"]} / {base} = {row["time_ratio"]:.2f} in time '
             f'(half of the rounds {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '

@@ -40,7 +40,7 @@ def check_config(config: Config) -> None:
 
 
 def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
-    """Return the config's detector with every contestant's backbone, the baseline's first.
+    """Return the config's detector with every variant's backbone, the baseline's first.
 
     In training mode, from random weights; all compute the same function.
 

@@ -18,7 +18,7 @@ FOLDED = {name: f'{name} + fuse_conv_bn' for name in (BASELINE, ATTENTION)}
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkCase(Case):
-    """How every contestant runs.
+    """How every variant runs.
 
     A ``dtype`` of 16 bits is autocast's, the weights being float32; of a detector only the backbone
     is ``channels_last``.

@@ -64,9 +64,10 @@ def _read(path: Path, *_) -> Annotations:
     content = json.loads(data)
     objects = content.get('annotations') or []
     return Annotations(
-        images=[(image['id'], image['file_name']) for image in content['images']],
+        images=[(image['id'], os.fspath(image['file_name'])) for image in content['images']],
         objects=len(objects), annotated={entry['image_id'] for entry in objects},
-        categories=[category['name'] for category in content['categories']],
+        categories=list({category['id']: category['name']
+                         for category in content['categories']}.values()),
         sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -81,7 +82,7 @@ def dataset_meta(dataset: ConfigDict) -> dict:
 def dataset_paths(dataset: ConfigDict) -> tuple[Path, Path]:
     """Return the annotation file of a data set and the folder of its images."""
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
-    return Path(os.path.join(root, dataset.ann_file)), Path(
+    return Path(os.path.join(root, dataset.ann_file or '')), Path(
         os.path.join(root, prefix.get('img') or ''))
 
 
@@ -102,7 +103,7 @@ def coco_problems(config: Config, splits: tuple[str, ...], to_the_end: bool = Fa
         return
     datasets = [(split, dataset) for split in splits
                 for dataset in datasets_below(config.get(f'{split}_dataloader'))
-                if dataset.get('ann_file')]
+                if 'ann_file' in dataset]
     if missing := [path for path in dict.fromkeys(_paths(config, splits, datasets))
                    if not path.exists()]:
         lines = '\n'.join(f'  {path.absolute()}' for path in missing)
@@ -119,23 +120,29 @@ def _paths(config: Config, splits: tuple[str, ...], datasets: list) -> Iterator[
     """Yield the local files and folders that are read."""
     sources = [os.path.join(dataset.get('data_root') or '', source) for _, dataset in datasets
                for source in (dataset.ann_file, *(dataset.get('data_prefix') or {}).values())
-               if source]
+               if source and isinstance(source, str)]
     for split in splits:
         evaluators = config.get(f'{split}_evaluator') or []
-        sources += [evaluator.get('ann_file') or '' for evaluator in (
-            evaluators if isinstance(evaluators, list) else [evaluators])]
+        sources += [evaluator.get('ann_file') for evaluator in (
+            evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]) if evaluator]
     return (Path(source) for source in sources if source and '://' not in source)
 
 
 def _is_coco(dataset: ConfigDict) -> bool:
     """Return whether a data set is read as COCO's are, on this machine."""
     kind = DATASETS.get(dataset.type) if isinstance(dataset.get('type'), str) else None
+    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
     return (getattr(kind, 'load_data_list', None) is CocoDataset.load_data_list
-            and not dataset.get('backend_args'))
+            and backend == 'local' and isinstance(dataset.ann_file, str | None)
+            and not any('://' in str(place) for place in (
+                dataset.get('data_root'), dataset.ann_file, dataset.get('data_prefix'))))
 
 
 def _dataset_problems(dataset: ConfigDict, trains: bool, to_the_end: bool) -> Iterator[str]:
     path, folder = dataset_paths(dataset)
+    if not path.is_file():
+        yield f"{path} is not a file: give the data set's ann_file={dataset.ann_file!r} its name"
+        return
     if not to_the_end and path.stat().st_size > FULLY_READ:
         if not _has_both_ends(path):
             yield f'{path} is damaged: it ends in the middle. Download it again'
@@ -221,6 +228,9 @@ def _evaluator_problems(config: Config, split: str, dataset: ConfigDict) -> Iter
                'the other images as missed: give an annotation file of these images alone')
     try:
         tested = read_annotations(dataset_paths(dataset)[0]).ids
+    except ValueError:  # which has been told
+        return
+    try:
         evaluated = read_annotations(Path(evaluator.ann_file)).ids
     except ValueError as error:
         yield f'{name}.ann_file: {error}'

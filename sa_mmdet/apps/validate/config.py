@@ -1,4 +1,4 @@
-"""Config files for the tools: read, overridden and tried, or refused with the reason."""
+"""What a command line names: config files, read, overridden and built; and places to write."""
 import copy
 import difflib
 import sys
@@ -136,7 +136,7 @@ def check_detector(config: Config) -> None:
 
 def datasets_below(node) -> Iterator[ConfigDict]:
     """Yield the configs of the data sets of a data loader's, wrappers before what is in them."""
-    if isinstance(node, list):
+    if isinstance(node, (list, tuple)):
         for item in node:
             yield from datasets_below(item)
     elif isinstance(node, dict):

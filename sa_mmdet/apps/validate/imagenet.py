@@ -223,7 +223,7 @@ def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, in
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Return the images in and below a folder, found by the function that MMPretrain uses."""
+    """Yield the images in and below a folder, found by the function that MMPretrain uses."""
     files = get_file_backend(str(folder)).list_dir_or_file(
         str(folder), list_dir=False, list_file=True, recursive=True)
     return (file for file in files if _is_image(file))

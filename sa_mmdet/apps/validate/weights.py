@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...checkpoint.read import CheckpointError, load_weights, read_checkpoint, refuse_code
 from ...environment import torchvision_problem
-from .config import listed, reason
+from .config import build_model, listed, reason
 
 # What MMDetection's configs call the weights that parts of a model start from.
 WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
@@ -49,19 +49,21 @@ def initial_weights(node) -> Iterator[str]:
 def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     """Load a state dict into a model; return what does not fit, None if all does.
 
-    A backbone with attention converts the weights of a plain ResNet meanwhile, as always.
-
-    Raises:
-        ConversionError: they cannot be converted.
+    A backbone with attention converts the weights of a plain ResNet meanwhile, as always. Nothing
+    is loaded if a weight has another shape. A model on the meta device takes the weights as theirs.
     """
     own = model.state_dict()
-    kinds = [f'{key} {_described(state[key])} instead of {_described(own[key])}' for key in state
-             if key in own and (state[key].shape != own[key].shape
-                                or state[key].is_floating_point() != own[key].is_floating_point())]
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
+    shared = [key for key in state if key in own and not key.endswith('num_batches_tracked')]
+    kinds = [f'{key} {_described(state[key])} instead of {_described(own[key])}' for key in shared
+             if state[key].shape != own[key].shape
+             or state[key].is_floating_point() != own[key].is_floating_point()]
+    missing, unexpected = [], [key for key in state if key not in own]
     if not kinds:
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        is_meta = any(parameter.is_meta for parameter in model.parameters())
+        try:
+            missing, unexpected = model.load_state_dict(state, strict=False, assign=is_meta)
+        except ValueError as error:  # the weights are for another attention
+            return str(error)
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     found = ((kinds, 'of another shape or type'), (missing, 'missing'),
              (unexpected, 'not in the model'))
@@ -107,8 +109,7 @@ def checkpoint_problem(path: Path, config: Config) -> str | None:
         state = read_checkpoint(path)['state_dict']
     except CheckpointError as error:
         return str(error)
-    init_default_scope(config.get('default_scope') or 'mmdet')
-    model = MODELS.build(copy.deepcopy(config.model))
+    model = build_model(config)
     for module in model.modules():  # not a plain ResNet's, which loading would convert
         module.convert_weights = False
     problem = mismatch(model, state)

@@ -75,7 +75,7 @@ class AttentionResNet(ResNet):
 
     Raises:
         TypeError, ValueError: the depth has no bottlenecks, the attention is unknown or does not
-            fit, or an output index is negative, which ``mmdet.ResNet`` takes and never gives out.
+            fit, or an output index is no stage, which ``mmdet.ResNet`` passes over.
         ConversionError: on loading, the checkpoint has a part of the attention's parameters, or
             cannot be converted.
     """
@@ -102,9 +102,9 @@ class AttentionResNet(ResNet):
         check_bool('channels_last', channels_last)
         plugin = dict(cfg=find_layer(attention), position='after_conv3')
         super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
-        if min(self.out_indices) < 0:
-            raise ValueError('out_indices must be stages counted from 0, got '
-                             f'{self.out_indices}')
+        stages = list(range(self.num_stages))
+        if not set(self.out_indices) <= set(stages):
+            raise ValueError(f'out_indices must be of the stages {stages}, got {self.out_indices}')
         self.convert_weights = convert_weights
         self.in_channels = kwargs.get('in_channels', 3)
         if channels_last:
@@ -155,7 +155,7 @@ class AttentionResNet(ResNet):
         try:
             super().init_weights()
         except (ImportError, RuntimeError) as error:
-            if problem := torchvision_problem():
+            if 'torchvision' in str(error) and (problem := torchvision_problem()):
                 raise ImportError(problem, name='torchvision') from error
             raise
 

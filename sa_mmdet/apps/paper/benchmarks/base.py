@@ -55,7 +55,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-        """Return what is wrong with the data of a config, sentences for people.
+        """Yield what is wrong with the data of a config, sentences for people.
 
         Args:
             config: of a run.
