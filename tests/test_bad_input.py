@@ -473,14 +473,6 @@ def test_data_set(path, damage, values, folder, tmp_path, refuses):
     refuses(['train.py', str(folder / 'small.py')], [f'data/coco/{path}', *values], tmp_path)
 
 
-def test_annotations_too_large_to_read_twice(tmp_path, monkeypatch, folder, refuses):
-    """Of these only the ends are looked at."""
-    drawn_coco(tmp_path / 'data/coco')
-    (tmp_path / 'data/coco' / TRAIN).write_text('{"images": [' + ' ' * 100)
-    monkeypatch.setattr('sa_mmdet.apps.validate.coco.FULLY_READ', 64)
-    refuses(['train.py', str(folder / 'small.py')], [TRAIN], tmp_path)
-
-
 @pytest.mark.parametrize(('command', 'values'), [
     told('training', 'train.py empty.py', 'empty.py'),
     told('conversion', 'convert_checkpoint.py small.py half.pth out.pth', '78', '96'),
