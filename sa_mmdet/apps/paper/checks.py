@@ -1,4 +1,5 @@
 """Everything that could fail after days, tried in seconds before anything starts."""
+import functools
 import json
 import shutil
 from collections.abc import Iterator
@@ -179,7 +180,7 @@ def _distinct_data(runs: list[Run]) -> list[Run]:
 
 
 def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterator[str]:
-    checked = {}
+    checked, load = {}, functools.cache(loading_problem)  # rows may share their files
     for name, config in configs.items():
         if settings.checkpoints:
             problem = checkpoint_problem(settings.checkpoints[name], config)
@@ -187,8 +188,9 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
             key = json.dumps(config.model.backbone, sort_keys=True, default=str)
             if key not in checked:
                 checked[key] = initial_weights_problem(config)
-            sources = config.get('load_from'), *initial_weights(config.model)
-            problem = checked[key] or next(filter(None, map(loading_problem, sources)), None)
+            others = {part: cfg for part, cfg in config.model.items() if part != 'backbone'}
+            sources = config.get('load_from'), *initial_weights(others)
+            problem = checked[key] or next(filter(None, map(load, sources)), None)
         if problem:
             yield f'{name}: {problem}'
 
