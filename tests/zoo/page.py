@@ -36,8 +36,10 @@ def write(results: list[tuple[str, str | None, str, str, dict]]) -> str:
         rows = {row['family']: row for row in earlier['rows']}
     elif len(results) < len(family_names()) * len(ROUTES):
         return f'{file} is of other versions, and stays: only a run of all families replaces it'
-    for name, config, backbone, route, result in results:
-        row = rows.setdefault(name, dict(family=name, config=config, backbone=backbone, routes={}))
+    in_order = sorted(results, key=lambda attempt: ROUTES.index(attempt[3]))
+    for name, config, backbone, route, result in in_order:
+        row = rows.setdefault(name, {})
+        row |= dict(family=name, config=config, backbone=backbone, routes=row.get('routes', {}))
         row['routes'] |= {route: result} if result else {}
     content = dict(versions=versions(), rows=[rows[name] for name in sorted(rows)])
     file.write_text(json.dumps(content, indent=1) + '\n')
