@@ -29,6 +29,8 @@ COCO_TINY = ROOT.parent / 'shared/data/coco_tiny'
 # tools/install.sh puts torchvision there, whether it loads beside this torch or not
 ASIDE = Path(sys.prefix) / 'torchvision'
 
+# A shell has what it starts with & ignore Ctrl-C, and with it what the tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Property tests try the same examples every time, so that what passed keeps passing. To try others:
 # pytest tests/ops/test_properties.py --hypothesis-profile=explore [--hypothesis-seed=N]

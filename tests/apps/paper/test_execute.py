@@ -117,17 +117,11 @@ def _gone(pid):
         return True
 
 
-def _heed_interrupts():
-    """A shell has what it starts with & ignore SIGINT, a test suite and its children as well."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.mark.skipif(sys.platform != 'linux', reason='only Linux ends children with their parent')
 @pytest.mark.parametrize('kill', [signal.SIGKILL, signal.SIGINT], ids=str)
 def test_children_end_with_their_parent(tmp_path, kill):
     parent = subprocess.Popen([sys.executable, '-c', PARENT, str(tmp_path)], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                              preexec_fn=_heed_interrupts)
+                              stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     child = int(next(filter(str.isdecimal, map(str.strip, parent.stdout))))  # onedl prints too
     os.kill(parent.pid, kill)
     parent.wait(60)
