@@ -22,10 +22,13 @@ def config_of(folder):
     return ROOT / f'configs/{folder}/{DETECTORS[folder]}_sa-r50_fpn_1x_coco.py'
 
 
-def reduced(coco_tiny, images=4, size=128, epochs=1):
-    """Options that make a run on a few small images of ``coco_tiny``."""
+def reduced(folder, coco_tiny, images=4, size=128, epochs=1):
+    """Options that make a run on a few small images of ``coco_tiny``, with few proposals."""
     options = [f'train_cfg.max_epochs={epochs}', 'optim_wrapper.optimizer.lr=1e-4',
                'model.backbone.init_cfg=None']
+    if folder != 'retinanet':
+        options += ['model.train_cfg.rpn_proposal.max_per_img=50',
+                    'model.test_cfg.rpn.max_per_img=50']
     for split in ('train', 'val', 'test'):
         loader = f'{split}_dataloader'
         resize = 1 if split != 'train' else 2
@@ -69,7 +72,7 @@ def metrics(output):
 @pytest.mark.parametrize('folder', DETECTORS)
 def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
     """Train, test and resume by the installed MMDetection's scripts, from any directory."""
-    options = [*reduced(coco_tiny), *all_scores(folder)]
+    options = [*reduced(folder, coco_tiny), *all_scores(folder)]
     train = (sys.executable, tools_of('mmdet') / 'train.py', config_of(folder))
     trained = run(*train, cwd=tmp_path, options=options)
     work_dir = tmp_path / 'work_dirs' / config_of(folder).stem
@@ -83,7 +86,8 @@ def test_mmdetections_own_commands(tmp_path, coco_tiny, folder):
     assert metrics(tested) == metrics(trained)
 
     if folder == 'mask_rcnn':
-        resumed = run(*train, '--resume', cwd=tmp_path, options=reduced(coco_tiny, epochs=2))
+        resumed = run(*train, '--resume', cwd=tmp_path,
+                      options=reduced(folder, coco_tiny, epochs=2))
         assert 'resumed epoch: 1' in resumed
         assert 'bottlenecks were converted' not in resumed
         assert (work_dir / 'epoch_2.pth').is_file()
@@ -131,7 +135,7 @@ def test_two_cpu_processes(tmp_path, coco_tiny, monkeypatch):
     monkeypatch.setenv('PORT', str(free_port()))
     config = tmp_path / 'config.py'
     config.write_text(WITHOUT_CHANCE)
-    options = [*reduced(coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE, *UNEVEN]
+    options = [*reduced('mask_rcnn', coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE, *UNEVEN]
 
     def run_into(name, *command, **more):
         outputs = f'{tmp_path}/{name}'
@@ -192,7 +196,7 @@ custom_hooks = [dict(type='Murder')]
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
     monkeypatch.setenv('PORT', str(free_port()))
     result = run(ROOT / 'tools/dist_train.sh', tmp_path / 'config.py', 2, cwd=tmp_path,
-                 options=reduced(coco_tiny, epochs=1000), fails=True)
+                 options=reduced('mask_rcnn', coco_tiny, epochs=1000), fails=True)
     assert 'Signal 9 (SIGKILL)' in result
     assert 'Epoch(val)' not in result
 
