@@ -37,7 +37,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # On a GPU most examples are kernels to compile.
 settings.register_profile(
     'repeatable', derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-    max_examples=10 if os.environ.get('SA_MMDET_TEST_DEVICE') == 'cuda' else 30)
+    max_examples=10 if os.environ.get('SA_MMDET_TEST_DEVICE') == 'cuda' else 60)
 settings.register_profile('fast', settings.get_profile('repeatable'), max_examples=5)
 settings.register_profile('explore', settings.get_profile('repeatable'), derandomize=False,
                           max_examples=1000, print_blob=True)

@@ -1,6 +1,6 @@
 """What holds of shuffle attention for every shape, dtype, layout and implementation.
 
-Each property is tried on 30 examples (10 on a GPU), the same in every run (tests/conftest.py says
+Each property is tried on 60 examples (10 on a GPU), the same in every run (tests/conftest.py says
 how to try others), of the reference, of each C++ library that this CPU can run, and of Triton.
 """
 import warnings

@@ -188,8 +188,7 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
             key = json.dumps(config.model.backbone, sort_keys=True, default=str)
             if key not in checked:
                 checked[key] = initial_weights_problem(config)
-            others = {part: cfg for part, cfg in config.model.items() if part != 'backbone'}
-            sources = config.get('load_from'), *initial_weights(others)
+            sources = config.get('load_from'), *initial_weights(config.model)
             problem = checked[key] or next(filter(None, map(load, sources)), None)
         if problem:
             yield f'{name}: {problem}'

@@ -107,9 +107,13 @@ def test_a_run_begun_with_another_config(settings):
     only(settings, 'was begun with another config', 'train_cfg.max_epochs changed')
 
 
-def test_a_detector_to_start_from_that_is_not_there(settings, tmp_path):
-    only(dataclasses.replace(settings, cfg_options=settings.cfg_options | {
-        'load_from': str(tmp_path / 'gone.pth')}), 'gone.pth does not exist')
+@pytest.mark.parametrize('options', [
+    {'load_from': 'gone.pth'},
+    {'model.backbone.init_cfg': [dict(type='Pretrained', checkpoint='gone.pth')]},
+], ids=['detector', 'list'])
+def test_weights_to_start_from_that_are_not_there(settings, options):
+    only(dataclasses.replace(settings, cfg_options=settings.cfg_options | options),
+         'gone.pth does not exist')
 
 
 def test_work_dir_that_is_a_file(settings):
