@@ -2,13 +2,13 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from sa_mmdet.environment import tools_of
 
@@ -46,12 +46,6 @@ def all_scores(folder):
     """Keep the best detections of any score: hardly trained detectors are sure of nothing."""
     settings = 'model.test_cfg' + ('' if folder == 'retinanet' else '.rcnn')
     return f'{settings}.score_thr=0.', f'{settings}.max_per_img=10'
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(('127.0.0.1', 0))
-        return listener.getsockname()[1]
 
 
 def run(*command, cwd, options, fails=False):
@@ -132,7 +126,7 @@ def test_two_cpu_processes(tmp_path, coco_tiny, monkeypatch):
     """Two processes learn and find what one does with the whole batch."""
     (tmp_path / 'first_sampler.py').write_text(FIRST_SAMPLER)
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
-    monkeypatch.setenv('PORT', str(free_port()))
+    monkeypatch.setenv('PORT', str(get_free_port()))
     config = tmp_path / 'config.py'
     config.write_text(WITHOUT_CHANCE)
     options = [*reduced('mask_rcnn', coco_tiny), *all_scores('mask_rcnn'), *SAME_SIZE, *UNEVEN]
@@ -194,7 +188,7 @@ custom_imports = dict(imports=['sa_mmdet', 'murder'])
 custom_hooks = [dict(type='Murder')]
 ''')
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}:{os.environ.get("PYTHONPATH", "")}')
-    monkeypatch.setenv('PORT', str(free_port()))
+    monkeypatch.setenv('PORT', str(get_free_port()))
     result = run(ROOT / 'tools/dist_train.sh', tmp_path / 'config.py', 2, cwd=tmp_path,
                  options=reduced('mask_rcnn', coco_tiny, epochs=1000), fails=True)
     assert 'Signal 9 (SIGKILL)' in result
@@ -242,7 +236,7 @@ default_hooks = dict(checkpoint=dict(interval=300))
     output = run(sys.executable, ROOT / 'tools/train.py', tmp_path / 'config.py', cwd=tmp_path,
                  options=['randomness.seed=0'])
     assert metrics(output)['bbox_mAP'] > 0.5
-    monkeypatch.setenv('PORT', str(free_port()))
+    monkeypatch.setenv('PORT', str(get_free_port()))
     tested = run(ROOT / 'tools/dist_test.sh', tmp_path / 'config.py',
                  tmp_path / 'work_dirs/config/epoch_300.pth', 2, cwd=tmp_path,
                  options=['randomness.seed=0'])

@@ -173,3 +173,9 @@ def test_bad_checkpoints(tmp_path, resnet, convert, write, message):
     assert message in exit_.value.code
     assert '\n' not in exit_.value.code
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_code_in_a_checkpoint(tmp_path, attack, convert):
+    with pytest.raises(SystemExit, match=r'holds more than weights \(posix\.mkdir\)'):
+        convert(SA, attack, tmp_path / 'b.pth')
+    assert os.listdir(tmp_path) == [attack.name]

@@ -1,4 +1,3 @@
-import os
 import pickle
 
 import numpy as np
@@ -52,20 +51,10 @@ def test_names_of_both_numpy_generations(tmp_path):
     torch.load(tmp_path / 'b.pth', weights_only=True)
 
 
-class _Attack:
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path, )
-
-
-def test_code_is_still_refused(tmp_path):
-    torch.save(dict(state_dict=_Attack(str(tmp_path / 'attacked'))), tmp_path / 'a.pth')
+def test_code_is_still_refused(attack):
     with pytest.raises(pickle.UnpicklingError, match='Weights only load failed'):
-        torch.load(tmp_path / 'a.pth', weights_only=True)
-    assert not (tmp_path / 'attacked').exists()
+        torch.load(attack, weights_only=True)
+    assert not attack.with_name('attacked').exists()
 
 
 class _GetAttribute:

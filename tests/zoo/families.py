@@ -46,8 +46,7 @@ def find_family(name: str) -> Family:
     backbones = {path: find_backbone(model) for path, model in models.items()}
     paths = [path for path, backbone in backbones.items() if backbone and _takes_plugins(backbone)]
     if not paths:
-        types = {(backbones[path] or model).type.removeprefix('mmdet.')
-                 for path, model in models.items()}
+        types = {(backbones[path] or models[path]).type.removeprefix('mmdet.') for path in models}
         return Family(name, None, ', '.join(sorted(types or problems or {'no detector'})))
     frequency = Counter(_kind(backbones[path]) for path in paths)
 
