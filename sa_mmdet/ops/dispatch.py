@@ -73,16 +73,22 @@ def choose(x: Tensor, implementation: str | None = None) -> ModuleType:
     return _chosen[key]
 
 
+def is_traced(x: Tensor) -> bool:
+    """Return whether ``x`` has no sizes that Python could decide on: torch.fx and torch.jit.trace.
+    """
+    return isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing()
+
+
 def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
     """Return what computes ``x`` at once, or None for the operator of torch.library.
 
-    PyTorch's compilers, modes and subclasses are to see that operator; tracing, ONNX export,
-    torch.func and forward mode differentiation see the operators of the reference.
+    PyTorch's compilers, torch.fx, modes and subclasses are to see that operator; torch.jit.trace,
+    ONNX export, torch.func and forward mode differentiation see the operators of the reference.
 
     Raises:
         ValueError, RuntimeError: as ``choose``.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
         return None if HAS_OPERATOR and not torch.onnx.is_in_onnx_export() else reference
     if (torch._C._get_tracing_state() is not None or x.is_meta
             or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):

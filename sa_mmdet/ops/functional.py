@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .dispatch import HAS_OPERATOR, route
+from .dispatch import HAS_OPERATOR, is_traced, route
 from .reference import BatchNorm, Parameters
 
 if HAS_OPERATOR:
@@ -56,7 +56,7 @@ def shuffle_attention(
         RuntimeError: the forced implementation cannot be used, or not for ``x``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
-    if not torch.jit.is_tracing():  # where sizes are tensors, about which Python is not to decide
+    if not is_traced(x):
         _check_arguments(x, parameters, groups)
     return compute(route(x, implementation), x, None, None, parameters, groups, eps,
                    implementation=implementation)
@@ -94,7 +94,7 @@ def fused_bn_sa_add_relu(
         RuntimeError: the forced implementation cannot be used, or not for ``z``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
-    if not torch.jit.is_tracing():
+    if not is_traced(z):
         _check_arguments(z, parameters, groups)
         _check_surroundings(z, identity, batch_norm)
     return compute(route(z, implementation), z, identity, batch_norm, parameters, groups, eps,

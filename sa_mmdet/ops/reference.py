@@ -82,7 +82,7 @@ def shuffle_attention_gates(
         # F.group_norm refuses a single value per channel (pytorch issue 19250); a plane of one
         # pixel is legitimate here.
         normalised = torch.group_norm(
-            x_s, x_s.shape[1], gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
+            x_s, gn_weight.shape[0], gn_weight.to(x_s.dtype), gn_bias.to(x_s.dtype), eps)
     return gate_c, torch.sigmoid(_transform(normalised, sweight, sbias))
 
 

@@ -7,6 +7,8 @@ from mmdet.registry import MODELS
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
+from ...ops.dispatch import is_traced
+
 
 def register_attention(layer: type) -> type:
     """Register ``layer`` for MMDetection, and where mmcv keeps its own plugin layers.
@@ -47,6 +49,8 @@ def check_feature_map(name: str, x: Tensor, channels: int) -> None:
     Args:
         name: of the module that ``x`` is given to.
     """
+    if is_traced(x):
+        return
     if not isinstance(x, Tensor) or not x.is_floating_point():
         found = f'one of {x.dtype}' if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f'{name} expects a floating point tensor, got {found}: convert it, by '

@@ -1,7 +1,8 @@
 import torch
+import torch.fx
 from torch import Tensor, nn
 
-from ...ops.dispatch import route
+from ...ops.dispatch import is_traced, route
 from ...ops.functional import compute
 from ...ops.reference import (
     AblatedParameters,
@@ -19,6 +20,8 @@ from .base import (
 )
 
 FC_CHOICES = ('affine', 'conv', 'none')
+
+torch.fx.wrap('shuffle_attention_reference')  # one node: sizes decide what it does
 
 
 def _check_groups(in_channels: int, groups: int) -> None:
@@ -111,13 +114,17 @@ class ShuffleAttention(AttentionLayer):
         operands = self.operands
         if operands is None:
             return self._attend_ablated(x)
+        if not is_traced(x):
+            self._check(x)
+        return compute(route(x), x, None, None, operands, self.groups, self.eps)
+
+    def _check(self, x: Tensor) -> None:
         if 0 in x.shape[2:]:
             raise ValueError('ShuffleAttention needs maps with pixels, whose mean is defined, got '
                              f'shape {tuple(x.shape)}')
         if x.device != self.cweight.device:
             raise ValueError(f'the input is on {x.device}, the layer on {self.cweight.device}: '
                              'move either by .to()')
-        return compute(route(x), x, None, None, operands, self.groups, self.eps)
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channel, spatial = shuffle_attention_gates(

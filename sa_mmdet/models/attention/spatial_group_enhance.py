@@ -1,6 +1,8 @@
 import torch
+import torch.fx
 from torch import Tensor, nn
 
+from ...ops.reference import computed
 from .base import (
     AttentionLayer,
     check_number,
@@ -8,6 +10,9 @@ from .base import (
     register_attention,
     sigmoid,
 )
+
+torch.fx.wrap('computed')
+torch.fx.wrap('standardised')
 
 
 @register_attention
@@ -48,13 +53,9 @@ class SpatialGroupEnhance(AttentionLayer):
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))
 
     def gates(self, x: Tensor) -> tuple[None, Tensor]:
-        h, w = x.shape[2:]
-        z = self._grouped(x).to(torch.promote_types(x.dtype, torch.float32))
+        z = computed(self._grouped(x))
         similarity = (z * z.mean((3, 4), keepdim=True)).sum(2)
-        # The authors' deviation is the unbiased one; one position alone has none.
-        std, mean = torch.std_mean(similarity, (2, 3), correction=int(h * w > 1), keepdim=True)
-        return None, torch.sigmoid(
-            self.weight * (similarity - mean) / (std + self.eps) + self.bias)
+        return None, torch.sigmoid(self.weight * standardised(similarity, self.eps) + self.bias)
 
     def attend(self, x: Tensor) -> Tensor:
         _, gate = self.gates(x)
@@ -79,3 +80,13 @@ class SpatialGroupEnhance(AttentionLayer):
 
     def extra_repr(self) -> str:
         return f'{self.in_channels}, groups={self.groups}, eps={self.eps}'
+
+
+def standardised(z: Tensor, eps: float) -> Tensor:
+    """Return (N, G, H, W) less its mean over the positions, by its deviation and ``eps``.
+
+    The deviation is the authors', the unbiased one; one position alone has none.
+    """
+    correction = int(z.shape[2] * z.shape[3] > 1)
+    std, mean = torch.std_mean(z, (2, 3), correction=correction, keepdim=True)
+    return (z - mean) / (std + eps)

@@ -6,7 +6,7 @@ from mmdet.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
 from ...ops import reference
-from ...ops.dispatch import route
+from ...ops.dispatch import is_traced, route
 from ...ops.functional import compute
 from ..attention import ShuffleAttention
 from .folding import BATCH_NORMS, conv_norm, has_hooks
@@ -39,7 +39,9 @@ class AttentionBottleneck(Bottleneck):
         if self.downsample is not None:
             identity = self._downsampled(x, chosen)
         out = self.conv3(out)  # and the convolution's input is not held until the end
-        return self._after_conv3(out, identity, chosen if out.dtype == x.dtype else route(out))
+        if chosen is not None and out.dtype != x.dtype:
+            chosen = route(out)
+        return self._after_conv3(out, identity, chosen)
 
     def _downsampled(self, x: Tensor, chosen: ModuleType | None) -> Tensor:
         downsample = self.downsample
@@ -52,7 +54,8 @@ class AttentionBottleneck(Bottleneck):
 
     def _after_conv3(self, z: Tensor, identity: Tensor, chosen: ModuleType | None) -> Tensor:
         norm = self.norm3
-        attention = None if chosen is reference else self._fusible_attention(z, identity)
+        unfused = chosen is reference or is_traced(z)
+        attention = None if unfused else self._fusible_attention(z, identity)
         operands = attention.operands if attention is not None else None
         if attention is None or operands is None:
             out = self.forward_plugin(norm(z), self.after_conv3_plugin_names)
