@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmdet.datasets import CocoDataset
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 
@@ -21,7 +22,7 @@ def small_coco(source: Path, root: Path, images: int) -> Path:
     return root
 
 
-def drawn_coco(root: Path, classes: tuple[str, ...] = ('person', )) -> Path:
+def drawn_coco(root: Path, classes: tuple[str, ...] = CocoDataset.METAINFO['classes']) -> Path:
     """The smallest data set in COCO's layout: in each split a grey image with one object."""
     (root / 'annotations').mkdir(parents=True)
     content = dict(

@@ -18,6 +18,7 @@ from sa_mmdet.apps.validate.config import (
     check_detector,
     folder_problem,
     read_config,
+    without_doubts,
 )
 from sa_mmdet.apps.visualize.detector import Detector, find_class, find_device, load_detector
 from sa_mmdet.apps.visualize.grad_cam import check_captum
@@ -107,7 +108,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def find_pictures(config: Config, args: argparse.Namespace) -> Iterator[Picture]:
     if args.input is None:
-        if problems := list(coco_problems(config, ('test', ))):
+        if problems := without_doubts(coco_problems(config, ('test', ))):
             raise ConfigError('\n'.join(problems))
         return pictures_of_dataset(config, args.images)
     return pictures_of_files(config, find_images(args.input, args.images))

@@ -15,6 +15,8 @@ from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..models.convert import ConversionError, attention_blocks, convert_state_dict
 from ..version import __version__
+from .validate.config import class_of, detector_of
+from .validate.labels import heads_of
 from .validate.weights import mismatch
 
 CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
@@ -43,37 +45,40 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     _check_target(target)
     checkpoint = read_checkpoint(source)
     init_default_scope('mmdet')
-    model = _build(config.model)
-    state, whole = _network_state(checkpoint['state_dict'], model)
+    inner = detector_of(config.model)
+    detector = _build(inner)
+    model = detector if inner is config.model else _build(config.model)
+    network, state, kind = _network_state(checkpoint['state_dict'], model, detector)
     dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
     if dropped:
         print(f'not carried over, as training starts anew: {", ".join(dropped)}')
 
-    network, prefix = (model, 'backbone.') if whole else (model.backbone, '')
+    meta = checkpoint.get('meta') or {}
     plain = dict(state)
     converted = convert_state_dict(network, state)
     if problem := mismatch(network, state):
         raise ConversionError(f'{source} does not fit: {problem}. Give a checkpoint of the same '
-                              'network as the config, or the config of the same')
+                              'network as the config, or the config of the same'
+                              f'{_other_classes(problem, config, meta)}')
     if converted:
         print(f'{converted} bottlenecks converted')
     else:
-        kept = ('the checkpoint has its attention already' if any(attention_blocks(model)) else
+        kept = ('the checkpoint has its attention already' if any(attention_blocks(network)) else
                 'the network of the config has no attention')
         print(f'{kept}: the weights stay as they are')
     if verify:
         if converted:
-            _verify(config.model.backbone, plain, state, prefix)
+            _verify(inner.backbone, plain, state, _prefix_of_backbone(network))
         else:
             print('nothing to verify: there is no network without attention to compare with')
 
-    meta = dict(
+    written = dict(
         converted_from=str(source), sha256=sha256(source),
         bottlenecks_converted=converted, sa_mmdet_version=__version__)
-    if whole and 'dataset_meta' in checkpoint.get('meta', {}):
-        meta['dataset_meta'] = checkpoint['meta']['dataset_meta']
-    _write(dict(meta=meta, state_dict=state), target)
-    print(f'wrote the {"detector" if whole else "backbone"} to {target}')
+    if kind != 'backbone' and 'dataset_meta' in meta:
+        written['dataset_meta'] = meta['dataset_meta']
+    _write(dict(meta=written, state_dict=state), target)
+    print(f'wrote the {kind} to {target}')
 
 
 def _check_target(target: Path) -> None:
@@ -87,16 +92,22 @@ def _check_target(target: Path) -> None:
 def _build(cfg: ConfigDict) -> nn.Module:
     """Build a model without its initial weights, which are not needed here."""
     cfg = copy.deepcopy(cfg)
-    (cfg.backbone if 'backbone' in cfg else cfg).init_cfg = None
+    detector = detector_of(cfg)
+    (detector.backbone if 'backbone' in detector else cfg).init_cfg = None
     return MODELS.build(cfg)
 
 
-def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
-    """Return the weights under the network's own names, and whether they are a whole detector's."""
+def _network_state(state: dict, model: nn.Module, detector: nn.Module
+                   ) -> tuple[nn.Module, dict, str]:
+    """Return the network that weights are of, the weights under its own names, and what it is.
+
+    It is the config's model, the detector inside that, as in SoftTeacher, or the backbone.
+    """
     state = {key.removeprefix('module.'): value for key, value in state.items()}
-    names = detector.state_dict().keys()
-    if any(key in names for key in state if not key.startswith('backbone.')):
-        return state, True
+    for network in (model, detector):
+        names = network.state_dict().keys()
+        if any(key in names for key in state if not key.startswith('backbone.')):
+            return network, state, 'detector' if network is detector else type(model).__name__
     state = {key.removeprefix('backbone.'): value for key, value in state.items()
              if not key.startswith(CLASSIFIER_PARTS)}
     backbone = detector.backbone.state_dict()
@@ -104,19 +115,37 @@ def _network_state(state: dict, detector: nn.Module) -> tuple[dict, bool]:
         raise ConversionError(
             f'no name in the checkpoint is one of the network: it has {next(iter(state), "none")}, '
             f'the backbone {next(iter(backbone))}. Is it another network, or under another prefix?')
-    return state, False
+    return detector.backbone, state, 'backbone'
+
+
+def _prefix_of_backbone(network: nn.Module) -> str:
+    names = (name for name, _ in network.named_modules())
+    return next((f'{name}.' for name in names if name.rpartition('.')[2] == 'backbone'), '')
+
+
+def _other_classes(problem: str, config: Config, meta: dict) -> str:
+    """Return how to convert a detector of other classes than the config's, if that is wrong."""
+    heads = heads_of(config.model)
+    if 'of another shape' not in problem or not heads:
+        return ''
+    classes = (meta.get('dataset_meta') or {}).get('classes')
+    number = len(classes) if classes else 'N'
+    options = ' '.join(f'{option}={number}' for option in heads)
+    return (f'. If the checkpoint has another number of classes, convert it with that: '
+            f'--cfg-options {options}; load_from leaves out what has another shape')
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
     """Return the config of the same backbone without its attention."""
     cfg = copy.deepcopy(cfg)
-    if issubclass(MODELS.get(cfg.type), AttentionResNet):
+    if issubclass(class_of(cfg.type, MODELS), AttentionResNet):
         cfg.type = 'mmdet.ResNet'
         for key in AttentionResNet.own_arguments:
             cfg.pop(key, None)
     if cfg.get('plugins'):
-        cfg.plugins = [plugin for plugin in cfg.plugins
-                       if not issubclass(MODELS.get(plugin['cfg']['type']), AttentionLayer)] or None
+        cfg.plugins = [
+            plugin for plugin in cfg.plugins
+            if not issubclass(class_of(plugin['cfg']['type'], MODELS), AttentionLayer)] or None
     return cfg
 
 

@@ -11,11 +11,16 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+import mmcv.ops
 import torch
 import torch.distributed
+from mmdet.models.test_time_augs import DetTTAModel
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper
+from torch import nn
 
-from ..checkpoint.read import refusal, refuse_code
+from ..checkpoint.read import file_refused, refusal, refuse_code
 from ..environment import mmpretrain_problem, tools_of, torchvision_problem
 from .validate.coco import coco_problems
 from .validate.config import (
@@ -23,13 +28,16 @@ from .validate.config import (
     SUFFIXES,
     ConfigError,
     build_model,
+    class_of,
     folder_problem,
     is_classifier,
     read_config,
+    without_doubts,
 )
 from .validate.imagenet import imagenet_problems
 from .validate.weights import initial_weights, loading_problem
 
+SYNCHRONISED = nn.SyncBatchNorm, mmcv.ops.SyncBatchNorm
 CHECKED = 'sa_mmdet.checked'  # what the processes that wait are told
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 # DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
@@ -73,7 +81,7 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     try:
         tool['main']()
     except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
-        sys.exit(f'error: {refusal(error, "a checkpoint")}')
+        sys.exit(f'error: {refusal(error, file_refused(error))}')
     except KeyboardInterrupt:
         sys.exit('interrupted' + (': the same command with --resume goes on from the last '
                                   'checkpoint' if 'train' in splits else ''))
@@ -123,11 +131,31 @@ def _check(args: Namespace, splits: tuple[str, ...]) -> None:
         splits = tuple(split for split in splits if split != 'val')
     try:
         config = read_config(Path(args.config).absolute(), args.cfg_options)
-        build_model(config, scope='mmengine')  # what MMEngine takes where none is set
+        model = build_model(config, scope='mmengine')  # what MMEngine takes where none is set
     except ConfigError as error:
         sys.exit(f'error: {error}')
-    if problems := dict.fromkeys(_problems(args, config, splits)):
+    if problems := without_doubts([*_option_problems(args, config, model),
+                                   *_problems(args, config, splits)]):
         sys.exit('error: ' + '\n'.join(problems))
+
+
+def _option_problems(args: Namespace, config: Config, model: nn.Module) -> Iterator[str]:
+    if getattr(args, 'amp', False) and (problem := _amp_problem()):
+        yield f'--amp: {problem}. Leave it out, or start where there is a GPU'
+    merging = class_of((config.get('tta_model') or {}).get('type', 'DetTTAModel'), MODELS)
+    if getattr(args, 'tta', False) and merging is DetTTAModel and getattr(
+            model, 'with_mask', False):
+        yield (f'--tta: {type(model).__name__} finds masks, which DetTTAModel cannot merge. Leave '
+               'it out, or give the config of a detector without masks')
+
+
+def _amp_problem() -> str | None:
+    """Return why MMEngine does not train in mixed precision here; None if it does."""
+    try:
+        AmpOptimWrapper(optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.))
+    except AssertionError as error:
+        return str(error)
+    return None
 
 
 def _problems(args: Namespace, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
@@ -159,7 +187,8 @@ def _norm_problems(config: Config) -> Iterator[str]:
 def _synchronised_norms(node, path: str) -> Iterator[str]:
     """Yield the options that make ordinary batch norms of those in a model's configuration."""
     if isinstance(node, dict):
-        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+        kind = class_of(node.get('type'), MODELS)
+        if isinstance(kind, type) and issubclass(kind, SYNCHRONISED):
             yield f'{path}.type=BN'
         for key, value in node.items():
             yield from _synchronised_norms(value, f'{path}.{key}')

@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
+from traceback import walk_tb
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch import Tensor
 REFUSE_CODE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 TRUST_CODE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
+# What torch.load names when it refuses: a global, a class, what safe_globals.py does not give out.
+BEYOND_WEIGHTS = re.compile(r"GLOBAL (\S+)|refused: (\S+)|<class '([^']+)'>")
 NO_CHECKPOINT = 'is not a checkpoint of PyTorch, or damaged: give another, or copy it again'
 
 
@@ -50,18 +53,26 @@ def load_weights(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(error, path)) from error
     except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
-        cause = str(error).splitlines()[0] if str(error) else repr(error)
+        cause = str(error).splitlines()[0].split('. ')[0] if str(error) else repr(error)
         raise CheckpointError(f'{path} {NO_CHECKPOINT} ({cause})') from error
 
 
 def refusal(error: pickle.UnpicklingError, path: Path | str) -> str:
     """For people: why ``torch.load`` refused a file."""
-    beyond = re.search(r'GLOBAL (\S+)|refused: (\S+)', str(error))
-    if not beyond:
+    cause = str(error).partition('WeightsUnpickler error:')[2].strip() or str(error)
+    if not cause or cause.startswith('Unsupported operand'):
         return f'{path} {NO_CHECKPOINT}'
-    return (f'{path} holds more than weights ({beyond[1] or beyond[2]}), which could run any '
-            'program on this machine; it was not loaded. If you trust whoever made it, say so by '
+    beyond = BEYOND_WEIGHTS.search(cause)
+    what = next(filter(None, beyond.groups())) if beyond else cause.splitlines()[0].rstrip('. ')
+    return (f'{path} holds more than weights ({what}), which could run any program on this '
+            'machine; it was not loaded. If you trust whoever made it, say so by '
             f'{TRUST_CODE}=1 in the environment of the same command')
+
+
+def file_refused(error: pickle.UnpicklingError) -> str:
+    """Return which file or URL MMEngine was loading when an error was raised."""
+    names = [frame.f_locals.get('filename') for frame, _ in walk_tb(error.__traceback__)]
+    return next(filter(None, names), 'a checkpoint')
 
 
 def read_checkpoint(path: Path) -> dict:

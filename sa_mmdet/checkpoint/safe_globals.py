@@ -15,8 +15,9 @@ try:
 except ImportError:  # numpy < 2
     from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
-# The log history: arrays of floats and integers. None of these runs code of the file's choosing.
-HISTORY_DTYPES = ('float32', 'float64', 'int32', 'int64')
+# The log history, and what users add to it or to MMEngine's message hub: scalars and arrays of
+# numbers, bools and text. None of these runs code of the file's choosing, as an object could.
+DTYPES = '?SU' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
@@ -36,7 +37,7 @@ def mmengine_safe_globals() -> list[Callable | tuple[Callable, str]]:
         (the object, its name in the file): as pairs, which outlast the context manager that
         onedl-mmengine puts around torch.load, whose end removes the bare objects.
     """
-    types = [HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(d)) for d in HISTORY_DTYPES)]
+    types = [HistoryBuffer, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in DTYPES}]
     named = [(t, f'{t.__module__}.{t.__qualname__}') for t in types]
     # numpy 2 moved numpy.core to numpy._core; a file carries the name of the numpy that wrote it.
     reconstructors = [(function, f'numpy.{core}.multiarray.{function.__name__}')

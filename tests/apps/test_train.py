@@ -178,7 +178,8 @@ def test_code_in_a_downloaded_checkpoint_is_refused(attack, coco_tiny):
         server.shutdown()
     assert list(attack.parent.glob('torch/hub/checkpoints/attack*.pth'))
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith('error: a checkpoint holds more than weights')
+    assert result.stderr.splitlines()[-1].startswith(
+        f'error: http://localhost:{server.server_port}/attack.pth holds more than weights')
     assert 'Traceback' not in result.stderr
     assert not attack.with_name('attacked').exists()
 

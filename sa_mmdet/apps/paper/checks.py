@@ -20,6 +20,7 @@ from ..validate.config import (
     listed,
     read_config,
     reason,
+    without_doubts,
 )
 from ..validate.weights import (
     checkpoint_problem,
@@ -54,7 +55,7 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
     data = [problem for run in _distinct_data(runs)
             for problem in benchmark.data_problems(
                 run.config, SPLITS if run.trains else ('test', ))]
-    yield 'data set', list(dict.fromkeys(data))
+    yield 'data set', without_doubts(data)
     yield 'weights', list(_weights_problems(configs, settings))
     yield 'disk', list(disk_problems(runs, settings.work_dir))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...checkpoint.files import sha256, write_atomically
 from ...environment import versions
 from ..validate.coco import dataset_meta, dataset_paths
-from ..validate.config import NO_CHECKS, ConfigError
+from ..validate.config import NO_CHECKS, reason
 from ..visualize.predictions import encode
 from .benchmarks.coco import draw_detections
 from .checks import disk_problems
@@ -87,8 +87,8 @@ def _draw(run: Run, result: dict) -> None:
         picture = draw_detections(
             Path(result['evaluated_on']['annotations']), dataset_paths(dataset)[1],
             run.prediction_file(run.tasks[-1]), dataset_meta(dataset))
-    except (ConfigError, OSError, ValueError) as error:  # the result stands without
-        print(f'=== {run.name}: no picture of its detections: {error}')
+    except Exception as error:  # whatever drawing raises, the result stands
+        print(f'=== {run.name}: no picture of its detections: {reason(error)}')
     else:
         write_atomically(run.folder / PICTURE, encode(picture))
 

@@ -3,9 +3,12 @@ import itertools
 import re
 from pathlib import Path
 
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from ...checkpoint import CheckpointError, read_checkpoint
+from ..validate.config import class_of
 from .runs import ReproduceError, read_result
 from .tables import Row
 
@@ -112,7 +115,7 @@ def describe_start(config: Config) -> str:
         filter(None, sources), None)
     if not source:
         return 'random'
-    attention = config.model.backbone.type.rpartition('.')[2] != 'ResNet'
+    attention = class_of(config.model.backbone.type, MODELS) is not ResNet
     if source.startswith('torchvision://') and attention:
         return f'{source}, converted'
     return str(source)

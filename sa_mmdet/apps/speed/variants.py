@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...models import AttentionResNet, ShuffleAttention
+from ..validate.config import class_of
 from .measure import Case
 
 BASELINE = 'ResNet'
@@ -63,7 +64,7 @@ def variants_of(backbone: dict, formula: bool = True) -> dict[str, dict]:
         ValueError: the backbone is no ``AttentionResNet``.
     """
     name = backbone.get('type')
-    kind = MODELS.get(name) if isinstance(name, str) else name
+    kind = class_of(name, MODELS)
     if not (isinstance(kind, type) and issubclass(kind, AttentionResNet)):
         raise ValueError(f'the backbone must be SAResNet or AttentionResNet, got {name}')
     backbone = {key: value for key, value in backbone.items() if key != 'channels_last'}

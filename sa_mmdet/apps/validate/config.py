@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 from torch import nn
 
 from ...environment import mmpretrain_problem
@@ -22,6 +22,35 @@ NO_CHECKS = '--no-checks'  # of tools/train.py and test.py
 
 class ConfigError(ValueError):
     """A config cannot be used; the message says why, and what can be done."""
+
+
+class Doubt(str):
+    """A problem that may be meant: the user is told, and nothing is refused."""
+
+
+def without_doubts(problems: Iterable[str]) -> list[str]:
+    """Print what may be meant, each once, and return the other problems, each once."""
+    told = list(dict.fromkeys(problems))
+    for problem in told:
+        if isinstance(problem, Doubt):
+            print(f'warning: {problem}', file=sys.stderr)
+    return [problem for problem in told if not isinstance(problem, Doubt)]
+
+
+def class_of(kind: str | type | None, registry: Registry) -> type | None:
+    """Return the class that ``type`` names in a config, or is in a pure Python one; None if none.
+    """
+    return registry.get(kind) if isinstance(kind, str) else kind
+
+
+def detector_of(model: ConfigDict) -> ConfigDict:
+    """Return the part of a model's config that has the backbone.
+
+    It is the model itself, or the detector inside it, as in SoftTeacher and in trackers.
+    """
+    if 'backbone' not in model and isinstance(model.get('detector'), dict):
+        return detector_of(model.detector)
+    return model
 
 
 class Overrides(DictAction):

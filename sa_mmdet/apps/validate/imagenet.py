@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 
 from .config import datasets_below, loader_problem
+from .images import absent_images, damage
+from .labels import class_names
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 TYPES = ('ImageNet', 'mmpretrain.ImageNet')
@@ -23,8 +24,13 @@ def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
 
     They may be of other images and classes than ImageNet's; those on other machines are left out.
     """
-    return (dataset for dataset in datasets_below(loader)
-            if dataset.get('type') in TYPES and '://' not in (dataset.get('data_root') or ''))
+    return (dataset for dataset in datasets_below(loader) if _name(dataset.get('type')) in TYPES
+            and '://' not in (dataset.get('data_root') or ''))
+
+
+def _name(kind: str | type | None) -> str | None:
+    """Return the name of a data set's class; MMPretrain need not be installed to look it up."""
+    return kind.__name__ if isinstance(kind, type) else kind
 
 
 def image_folder(dataset: dict) -> Path:
@@ -47,9 +53,7 @@ def label_file(dataset: dict) -> Path | None:
 def class_count(dataset: dict) -> int:
     """Return the number of classes of a data set: ImageNet's, or as many as its config names."""
     classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
-    if isinstance(classes, str):  # a file with a class in each line
-        classes = Path(classes).read_text().splitlines()
-    return len(classes) if classes else CLASSES
+    return len(class_names(classes) or range(CLASSES))
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -169,7 +173,7 @@ def _folder_problems(dataset: ConfigDict) -> Iterator[str]:
         yield (f'{folder} has no image of {len(empty)} of its {len(classes)} classes, such as '
                f'{empty[0]}: complete it')
         return
-    yield from _image_problems(folder / classes[0] / firsts[classes[0]])
+    yield from damage([folder / classes[0] / firsts[classes[0]]])
 
 
 def _label_problems(dataset: ConfigDict) -> Iterator[str]:
@@ -177,7 +181,7 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
     images = labelled_images(dataset)
     names, labels = [image for image, _ in images], {label for _, label in images}
     repeated = [name for name, times in Counter(names).items() if times > 1]
-    absent = _absent(names, folder)
+    absent = absent_images(names, folder)
     if not images:
         yield f'{file} lists no image: write a line "path class" for each'
     elif not labels <= set(range(classes)):
@@ -193,25 +197,7 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
                f'{folder / absent[0]}: correct their paths or complete the images; or remove '
                f'{file}, where they are in folders of their classes')
     else:
-        yield from _image_problems(folder / names[0])
-
-
-def _absent(images: list[str], folder: Path) -> list[str]:
-    """Return the images that are not there, by a look into each folder."""
-    present = {}
-    for image in images:
-        place = os.path.dirname(image)
-        if place not in present:
-            there = folder / place
-            present[place] = set(os.listdir(there)) if there.is_dir() else set()
-    return [image for image in images if os.path.basename(image) not in present[
-        os.path.dirname(image)]]
-
-
-def _image_problems(image: Path) -> Iterator[str]:
-    if cv2.imread(str(image)) is None:
-        yield (f'{image} ({image.stat().st_size} bytes) is no image, or damaged: copy the images '
-               'again')
+        yield from damage([folder / names[0]])
 
 
 def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, int]:

@@ -18,7 +18,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ....checkpoint.files import sha256
-from ...validate.coco import coco_problems, dataset_meta, read_annotations
+from ...validate.annotations import has_outline, read_annotations
+from ...validate.coco import coco_problems, dataset_meta
 from ...visualize.predictions import GAP, draw_predictions, read_image
 from ..tables import METRICS, Row
 from .base import SPLITS, TOLERANCE, Benchmark
@@ -179,7 +180,7 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
 
 def _object(truth: COCO, annotation: dict) -> dict:
     """Class and box of an annotation, and its mask as run lengths if it has one."""
-    mask = dict(segmentation=truth.annToRLE(annotation)) if annotation.get('segmentation') else {}
+    mask = dict(segmentation=truth.annToRLE(annotation)) if has_outline(annotation) else {}
     return dict(category_id=annotation['category_id'], bbox=annotation['bbox'], **mask)
 
 
