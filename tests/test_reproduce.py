@@ -32,7 +32,13 @@ OPTIONS = [
 
 @pytest.fixture(scope='module')
 def coco_root(tmp_path_factory, coco_tiny):
-    return small_coco(coco_tiny, tmp_path_factory.mktemp('data') / 'coco', images=4)
+    """Four images of each split, and an object whose outline has no points."""
+    root = small_coco(coco_tiny, tmp_path_factory.mktemp('data') / 'coco', images=4)
+    path = root / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0]['segmentation'] = [[]]
+    path.write_text(json.dumps(content))
+    return root
 
 
 def command(work_dir, coco_root, *args):

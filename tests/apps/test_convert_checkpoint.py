@@ -132,6 +132,21 @@ def test_whole_detector_drops_the_optimizer(tmp_path, converted):
     assert 'has its attention already' in again
 
 
+def test_detector_of_other_classes(tmp_path, convert, converted):
+    """The refusal names the options by which it is converted."""
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(PLAIN).model
+    cfg.backbone.init_cfg, cfg.bbox_head.num_classes = None, 2
+    torch.save(dict(meta=dict(dataset_meta=dict(classes=('a', 'b'))),
+                    state_dict=MODELS.build(cfg).state_dict()), tmp_path / 'a.pth')
+    with pytest.raises(SystemExit) as refusal:
+        convert(SA, tmp_path / 'a.pth', tmp_path / 'b.pth')
+    options = '--cfg-options model.bbox_head.num_classes=2'
+    assert f'convert it with that: {options};' in refusal.value.code
+    output, _ = converted(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', *options.split())
+    assert '16 bottlenecks converted' in output
+
+
 def test_attention_that_cannot_be_neutral(tmp_path, resnet, convert):
     torch.save(resnet.state_dict(), tmp_path / 'a.pth')
     with pytest.raises(SystemExit, match=r"^error: .*\.sa cannot be .* fc='none' the gates"):

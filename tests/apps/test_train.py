@@ -17,6 +17,7 @@ from sa_mmdet.checkpoint.read import REFUSE_CODE, TRUST_CODE
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs/faster_rcnn/faster-rcnn_sa-r50_fpn_1x_coco.py'
+MASKS = ROOT / 'configs/mask_rcnn/mask-rcnn_sa-r50_fpn_1x_coco.py'
 PLAIN = ROOT / 'configs/faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 
 
@@ -230,6 +231,34 @@ def test_torch_distributed_starts_our_tool(tmp_path, script, args, expected):
     name = script.removeprefix('dist_').replace('.sh', '.py')
     assert lines[-len(expected) - 1:] == [str(ROOT / 'tools' / name), *expected]
     assert {'--nproc_per_node=4', '--nnodes=2', '--node_rank=1'} <= set(lines)
+
+
+@pytest.mark.usefixtures('data')
+@pytest.mark.parametrize(('name', 'args', 'parts'), [
+    ('train.py', ['--amp'], ('error: --amp: ', 'Leave it out')),
+    ('test.py', ['a.pth', '--tta'], ('error: --tta: MaskRCNN finds masks', 'Leave it out')),
+], ids=['amp', 'tta'])
+def test_options_that_cannot_work(tmp_path, name, args, parts):
+    torch.save(dict(state_dict={}), tmp_path / 'a.pth')
+    result = tool(name, MASKS, *args, '--cfg-options', 'model.backbone.init_cfg=None', cwd=tmp_path)
+    assert result.returncode == 1
+    for part in parts:
+        assert part in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.usefixtures('data')
+def test_a_checkpoint_that_cannot_be_resumed_is_named(tmp_path):
+    """One that MMEngine finds itself."""
+    torch.save(dict(state_dict={}, meta=Path('a')), tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(f'{tmp_path}/epoch_1.pth')
+    result = tool('train.py', CONFIG, '--resume', '--work-dir', tmp_path, '--cfg-options',
+                  'model.backbone.init_cfg=None', 'train_dataloader.num_workers=0',
+                  'train_dataloader.persistent_workers=False', cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+        f'error: {tmp_path}/epoch_1.pth holds more than weights (pathlib')
+    assert TRUST_CODE in result.stderr
 
 
 @pytest.mark.usefixtures('data')

@@ -1,8 +1,11 @@
 """Reading checkpoints: whole ones only, and no code."""
 import zipfile
+from argparse import Namespace
 from contextlib import nullcontext
+from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +32,6 @@ def test_a_hole_in_a_checkpoint_is_found(tmp_path):
     assert not is_whole(path)
 
 
-
 def test_last_whole(tmp_path):
     assert last_whole(tmp_path / 'none') is None
     for name in ('iter_5', 'iter_40', 'iter_300', 'best_iter_900', 'iter_last', 'epoch_1000'):
@@ -51,6 +53,34 @@ def test_code_is_refused_with_the_way_to_trust_it(attack, monkeypatch):
     monkeypatch.setenv(TRUST_CODE, '1')
     assert read_checkpoint(attack)['state_dict'].keys() == {'a'}
     assert attack.with_name('attacked').is_dir()
+
+
+@pytest.mark.parametrize(('value', 'name'), [
+    (Namespace(lr=0.1), 'argparse.Namespace'),
+    (Path('a'), 'pathlib.PosixPath'),
+    (print, 'print'),
+    (torch.nn.Linear(2, 2), 'torch.nn.modules.linear.Linear'),
+    (np.datetime64('2020-01-01'), 'numpy.dtypes.DateTime64DType'),
+    (np.array([{}], dtype=object), 'numpy.dtypes.ObjectDType'),
+    (np.ma.array([1]), 'numpy.ma.core._mareconstruct'),
+], ids=str)
+def test_every_kind_of_refusal_names_what_is_refused(tmp_path, value, name):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(state_dict=dict(w=torch.ones(2)), meta=dict(value=value)), path)
+    with pytest.raises(CheckpointError) as refusal:
+        read_checkpoint(path)
+    for part in (f'{path} holds more than weights (', name, f'{TRUST_CODE}=1'):
+        assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize('write', [
+    lambda path: path.write_text('hello'), lambda path: path.write_bytes(b''),
+    torch.jit.script(torch.nn.Linear(2, 2)).save], ids=['text', 'empty', 'TorchScript'])
+def test_what_is_no_checkpoint(tmp_path, write):
+    write(tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'a\.pth is not a checkpoint of PyTorch') as refusal:
+        load_weights(tmp_path / 'a.pth')
+    assert TRUST_CODE not in str(refusal.value)
 
 
 @pytest.mark.parametrize('trust', ['0', '1'])

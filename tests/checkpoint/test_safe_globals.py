@@ -37,6 +37,17 @@ def test_log_history_loads_with_weights_only(tmp_path, loads, dtype):
     assert loads in ([None], [True])
 
 
+@pytest.mark.parametrize('value', [
+    np.bool_(True), np.str_('a'), np.bytes_(b'a'), np.int8(1), np.uint16(2), np.uint64(3),
+    np.float16(0.5), np.array([True]), np.array(['a', 'bc']), np.arange(3, dtype=np.uint8),
+    np.zeros((2, 3), order='F'), np.array(3)], ids=repr)
+def test_scalars_and_arrays_of_numpy(tmp_path, value):
+    torch.save(dict(meta=dict(value=value)), tmp_path / 'a.pth')
+    loaded = torch.load(tmp_path / 'a.pth', weights_only=True)['meta']['value']
+    assert np.array_equal(loaded, value)
+    assert loaded.dtype == value.dtype
+
+
 def test_names_of_both_numpy_generations(tmp_path):
     """numpy 1 wrote numpy.core, numpy 2 writes numpy._core."""
     torch.save(dict(history=HistoryBuffer(np.arange(3.), np.ones(3))), tmp_path / 'a.pth',

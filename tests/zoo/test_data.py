@@ -26,7 +26,8 @@ def test_every_config(tmp_path, half):
     for path in CONFIGS[half::2]:
         if config := read(path):
             splits = [split for split in SPLITS if f'{split}_dataloader' in config]
-            if any([give_data(config, split, tmp_path) for split in splits]):
+            given = [give_data(config, split, tmp_path) for split in splits]
+            if any(given):
                 assert list(coco.coco_problems(config, tuple(splits))) == [], path
                 checked += 1
     assert checked > 300

@@ -72,10 +72,12 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 
 def initial_weights_problem(config: Config) -> str | None:
     """Return what is wrong with the initial weights of a config's backbone, None if they fit."""
-    init = config.model.backbone.get('init_cfg')
-    source = init.get('checkpoint') if isinstance(init, dict) else None
-    if not source:
+    inits = config.model.backbone.get('init_cfg') or []
+    init = next((init for init in (inits if isinstance(inits, (list, tuple)) else [inits])
+                 if init.get('checkpoint')), None)
+    if init is None:
         return None
+    source = init['checkpoint']
     if source.startswith('torchvision://') and (problem := torchvision_problem()):
         return problem
     init_default_scope(config.get('default_scope') or 'mmdet')
@@ -91,12 +93,13 @@ def initial_weights_problem(config: Config) -> str | None:
 
 
 def _read(source: str, prefix: str) -> dict[str, Tensor]:
-    """Return the weights in a file, or behind a URL, without a prefix."""
+    """Return the weights in a file, or behind a URL, without a prefix, as MMEngine reads them."""
+    prefix = f'{prefix.removesuffix(".")}.' if prefix else ''
     if '://' in source:
         refuse_code()
         checkpoint = CheckpointLoader.load_checkpoint(source, map_location='cpu')
     else:
-        checkpoint = read_checkpoint(Path(source))
+        checkpoint = read_checkpoint(Path(source).expanduser())
     state = {key.removeprefix('module.'): value
              for key, value in checkpoint.get('state_dict', checkpoint).items()}
     return {key.removeprefix(prefix): value for key, value in state.items()

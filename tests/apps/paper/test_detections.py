@@ -80,7 +80,9 @@ def test_ground_truth_has_no_scores(files, monkeypatch):
     assert samples[0].pred_instances.scores.tolist() == pytest.approx([0.9])
 
 
-@pytest.mark.parametrize('without', [dict(segmentation=[]), dict(segmentation=None), {}])
+@pytest.mark.parametrize('without', [
+    dict(segmentation=[]), dict(segmentation=[[]]), dict(segmentation=None), {},
+    dict(segmentation=dict(size=[24, 32], counts=[100, 668]))], ids=str)
 def test_ground_truth_without_masks_and_of_other_images(files, without):
     content = json.loads((files / 'annotations.json').read_text())
     for annotation in content['annotations']:

@@ -46,6 +46,22 @@ def test_one_failing_run_does_not_stop_the_others(runs, settings, monkeypatch, c
     assert len(reports) == 3
 
 
+@pytest.mark.parametrize('error', [IndexError('list index out of range'), AssertionError(),
+                                   MemoryError('cannot allocate')], ids=repr)
+def test_results_stand_whatever_drawing_raises(runs, settings, monkeypatch, capsys, error):
+    def draw(*_):
+        raise error
+    result = dict(evaluated_on=dict(annotations='a.json'))
+    monkeypatch.setattr(module, 'draw_detections', draw)
+    monkeypatch.setattr(module, '_train', lambda *_: 'a.pth')
+    monkeypatch.setattr(module, '_test', lambda *_: {})
+    monkeypatch.setattr(module, '_result', lambda run, *_: result)
+    with locked(settings.work_dir) as lock:
+        module.bring_to_end(runs[0], lock)
+    assert runs[0].finished
+    assert f'=== {runs[0].name}: no picture of its detections: ' in capsys.readouterr().out
+
+
 def test_full_disk_stops_before_the_next_run(runs, settings, monkeypatch):
     monkeypatch.setattr(module, 'bring_to_end', finish)
     problems = iter([[], ['the disk is full']])

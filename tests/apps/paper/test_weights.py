@@ -123,6 +123,28 @@ def test_start_that_cannot_be_loaded(weights):
         with_start(checkpoint=str(weights / 'text.pth')))
 
 
+@pytest.mark.parametrize(('checkpoint', 'more'), [
+    ('se.pth', dict(prefix='backbone')), ('se.pth', dict(prefix='backbone.')), ('~/sa.pth', {}),
+], ids=['prefix', 'prefix with its dot', 'home'])
+@pytest.mark.parametrize('as_list', [False, True], ids=['alone', 'in a list'])
+def test_start_as_mmengine_reads_it(weights, monkeypatch, checkpoint, more, as_list):
+    monkeypatch.chdir(weights)
+    monkeypatch.setenv('HOME', str(weights))
+    config = with_start(checkpoint=checkpoint, **more)
+    if 'prefix' in more:
+        attention = dict(type='SqueezeExcitation', bias=True)
+        config.model.backbone.update(type='AttentionResNet', attention=attention)
+    expected = MODELS.build(config.model.backbone)
+    expected.init_weights()
+    assert initial_weights_problem(config) is None
+    if as_list:
+        inits = [dict(type='Constant', val=1, layer='BatchNorm2d'), config.model.backbone.init_cfg]
+        config.model.backbone.init_cfg = inits
+        assert initial_weights_problem(config) is None
+        inits[1].checkpoint = str(weights / 'other.pth')
+        assert 'missing' in initial_weights_problem(config)
+
+
 def test_torchvisions_weights_need_torchvision():
     try:
         import torchvision  # noqa: F401

@@ -663,6 +663,19 @@ def evaluate(metric, dataset, samples, heads):
     metric.evaluate(len(samples))
 
 
+@pytest.mark.parametrize(('missing', 'told'), [
+    ((), []), (('cam 1/night/0002.png', ), ['1 of 2 images'])], ids=['whole', 'one is missing'])
+def test_to_the_end(made, missing, told):
+    """What reproduce.py asks, of images in folders."""
+    made.missing.update(missing)
+    named('cam 1/0001.png', 'cam 1/night/0002.png')(made)
+    made.write()
+    found = list(dict.fromkeys(coco_problems(made.config, SPLITS, to_the_end=True)))
+    assert len(found) == 2 * len(told)  # both files list them
+    for problem, part in zip(found, told * 2, strict=True):
+        assert part in problem
+
+
 def test_each_file_is_read_once(made, reads):
     made.config.test_dataloader, made.config.test_evaluator = (
         made.config.val_dataloader, made.config.val_evaluator)

@@ -166,14 +166,13 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
             found[detection['image_id']].append(detection)
     rows = []
     for id_ in chosen:
-        information = truth.imgs[id_]
+        image = read_image(images / truth.imgs[id_]['file_name'])
         objects = [_object(truth, o) for o in truth.imgToAnns[id_] if o['category_id'] in labels]
         best = sorted(found[id_], key=lambda detection: -detection['score'])
         sample = DetDataSample(
-            gt_instances=_instances(objects, labels, information),
-            pred_instances=_instances(best, labels, information))
+            gt_instances=_instances(objects, labels, image),
+            pred_instances=_instances(best, labels, image))
         sample.pred_instances.scores = torch.tensor([detection['score'] for detection in best])
-        image = read_image(images / information['file_name'])
         rows.append(draw_predictions(image, sample, meta, threshold))
     return _below(rows)
 
@@ -184,15 +183,16 @@ def _object(truth: COCO, annotation: dict) -> dict:
     return dict(category_id=annotation['category_id'], bbox=annotation['bbox'], **mask)
 
 
-def _instances(objects: list[dict], labels: dict[int, int], image: dict) -> InstanceData:
-    """COCO's objects, or its detections, as MMDetection has them."""
+def _instances(objects: list[dict], labels: dict[int, int], image: np.ndarray) -> InstanceData:
+    """COCO's objects, or its detections, as MMDetection has them; masks only if all fit the image.
+    """
     boxes = torch.tensor([o['bbox'] for o in objects]).reshape(-1, 4)
     instances = InstanceData(
         bboxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
         labels=torch.tensor([labels[o['category_id']] for o in objects], dtype=torch.long))
-    if objects and all('segmentation' in o for o in objects):
-        masks = np.stack([coco_mask.decode(o['segmentation']) for o in objects])
-        instances.masks = BitmapMasks(masks, image['height'], image['width'])
+    masks = [coco_mask.decode(o['segmentation']) for o in objects if 'segmentation' in o]
+    if objects and [mask.shape for mask in masks] == [image.shape[:2]] * len(objects):
+        instances.masks = BitmapMasks(np.stack(masks), *image.shape[:2])
     return instances
 
 
