@@ -10,8 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from made import SQUARE, thing
-from sa_mmdet.apps.validate import coco
+from sa_mmdet.apps.validate.coco import coco_problems
 from sa_mmdet.apps.validate.config import datasets_below
+from sa_mmdet.apps.validate.dataset import dataset_meta, is_coco
+from sa_mmdet.apps.validate.evaluation import evaluators_of
 from zoo.families import ZOO
 
 SPLITS = 'train', 'val', 'test'
@@ -28,7 +30,7 @@ def test_every_config(tmp_path, half):
             splits = [split for split in SPLITS if f'{split}_dataloader' in config]
             given = [give_data(config, split, tmp_path) for split in splits]
             if any(given):
-                assert list(coco.coco_problems(config, tuple(splits))) == [], path
+                assert list(coco_problems(config, tuple(splits))) == [], path
                 checked += 1
     assert checked > 300
 
@@ -52,11 +54,11 @@ def give_data(config: Config, split: str, root: Path) -> bool:
     for dataset in datasets:
         prefixes = dict.fromkeys(dataset.get('data_prefix') or {}, str(root))
         dataset.update(data_root='', data_prefix=prefixes)
-        dataset.ann_file = annotations(coco.dataset_meta(dataset)['classes'] or ['thing'], root)
-    for evaluator in coco.evaluators_of(config, split):
+        dataset.ann_file = annotations(dataset_meta(dataset)['classes'] or ['thing'], root)
+    for evaluator in evaluators_of(config, split):
         if evaluator.get('ann_file'):
             evaluator.ann_file = datasets[0].ann_file
-    return any(map(coco.is_coco, datasets))
+    return any(map(is_coco, datasets))
 
 
 def annotations(classes: list[str], root: Path) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ...checkpoint.files import sha256, write_atomically
 from ...environment import versions
-from ..validate.coco import dataset_meta, dataset_paths
 from ..validate.config import NO_CHECKS, reason
+from ..validate.dataset import dataset_meta, dataset_paths
 from ..visualize.predictions import encode
 from .benchmarks.coco import draw_detections
 from .checks import disk_problems

@@ -41,14 +41,6 @@ class Annotations:
     counts: Counter = field(default_factory=Counter)
     examples: dict[tuple[str, str], str] = field(default_factory=dict)
 
-    def count(self, kind: str, classes: Iterable[str]) -> int:
-        """Return how many objects of a kind the classes have."""
-        return sum(self.counts[kind, name] for name in set(classes))
-
-    def example(self, kind: str, classes: Iterable[str]) -> str:
-        """Return the file name of an image with such an object."""
-        return next(self.examples[kind, name] for name in classes if (kind, name) in self.examples)
-
 
 def read_annotations(path: Path) -> Annotations:
     """Read a file of COCO's annotations; once, until it changes.

@@ -8,8 +8,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import get_file_backend
 
 from .config import datasets_below, loader_problem
+from .dataset import class_names
 from .images import absent_images, damage
-from .labels import class_names
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 TYPES = ('ImageNet', 'mmpretrain.ImageNet')

@@ -1,50 +1,47 @@
 """Which class has which label: in annotations, in metainfo and in the heads of a model."""
 import difflib
 from collections.abc import Iterator
-from pathlib import Path
 
 from mmengine.config import ConfigDict
-from mmengine.fileio import list_from_file
 
-from .annotations import Annotations
 from .config import Doubt, listed
+from .dataset import Source
 
 
-def class_names(value: object) -> list[str] | str | None:
-    """Return the classes of a data set, as MMEngine reads what its config says of them.
+def label_problems(model: ConfigDict, trained: list[Source], evaluated: list[Source]
+                   ) -> Iterator[str]:
+    """Yield where labels have other names, or another number, than data sets and heads say.
 
     Args:
-        value: ``metainfo.classes``: the names, or the path of a file with a name in each line.
-
-    Returns:
-        The names; the text itself where there is no such file; None where nothing is said.
+        model: config of a detector.
+        trained, evaluated: what it learns from, and what its predictions are looked up in.
     """
-    if isinstance(value, str):
-        return list_from_file(value) if Path(value).is_file() else value
-    return list(value) if value else None
+    sources = [*trained, *evaluated]
+    problems = [problem for source in sources for problem in _name_problems(source)]
+    yield from problems
+    if problems or is_open(model):
+        return
+    if problem := next(filter(None, (_disagreement(sources[0], other) for other in sources)), None):
+        yield problem
+        return
+    heads = heads_of(model)
+    problems = [problem for source in sources
+                for problem in _head_problems(heads, source, source in evaluated)]
+    yield from [problem for problem in problems if not isinstance(problem, Doubt)] or problems
 
 
-def labelled(annotations: Annotations, classes: list[str]) -> list[str]:
-    """Return the categories that MMDetection gives the labels 0, 1, 2, ...
-
-    They are those that ``classes`` name, in the order of the file of annotations.
-    """
-    return [name for name in annotations.categories if name in classes]
-
-
-def label_problems(path: Path, annotations: Annotations, classes: list[str] | str
-                   ) -> Iterator[str]:
+def _name_problems(source: Source) -> Iterator[str]:
     """Yield why labels would get the names of other classes, or none."""
+    classes, names, path = source.classes, source.names, source.path
     if isinstance(classes, str):
         yield (f'metainfo.classes={classes!r} is neither a file nor a list of names: write '
                f'classes=({classes!r}, ) for one class, with the comma, or the path of a file with '
                'a class in each line')
         return
-    names = labelled(annotations, classes)
     if not names:
         yield (f'{path} has none of the {len(classes)} classes of its data set '
-               f'({listed(classes)}): its categories are {listed(annotations.categories)}. Name '
-               "these in the data set's metainfo=dict(classes=(...)), and their number in the "
+               f'({listed(classes)}): its categories are {listed(source.annotations.categories)}. '
+               "Name these in the data set's metainfo=dict(classes=(...)), and their number in the "
                "heads' num_classes")
         return
     wrong = [label for label, name in enumerate(names) if [name] != classes[label:label + 1]]
@@ -54,47 +51,69 @@ def label_problems(path: Path, annotations: Annotations, classes: list[str] | st
         yield (f'label {label} is {names[label]!r} in {path} and would be called {called}'
                f'{f", and {len(more)} more are wrong" if more else ""}: MMDetection numbers labels '
                "in the order of the file's categories, and takes their names from metainfo.classes"
-               f'{_misspelt(annotations, classes)}. {_remedy(annotations, classes)}')
+               f'{_misspelt(source)}. {_remedy(source)}')
 
 
-def disagreement(path: Path, names: list[str], other_path: Path, others: list[str]) -> str | None:
+def _disagreement(source: Source, other: Source) -> str | None:
     """Return which label has another name in another file; None if they have the same names."""
-    for label, (name, other) in enumerate(zip(names, others, strict=False)):
-        if name != other:
-            return (f'label {label} is {name!r} in {path} and {other!r} in {other_path}: write the '
-                    'categories of both in the same order, and give their data sets the same '
-                    'metainfo.classes')
+    for label, (name, others) in enumerate(zip(source.names, other.names, strict=False)):
+        if name != others:
+            return (f'label {label} is {name!r} in {source.path} and {others!r} in {other.path}: '
+                    'write the categories of both in the same order, and give their data sets the '
+                    'same metainfo.classes')
     return None
 
 
-def head_problems(heads: dict[str, int], path: Path, annotations: Annotations, classes: list[str],
-                  evaluated: bool) -> Iterator[str]:
-    """Yield the heads that have another number of classes than a file of annotations.
-
-    Args:
-        heads: ``heads_of`` a model.
-        path, annotations: the file.
-        classes: of its data set.
-        evaluated: whether predictions are looked up in the file.
-    """
-    count = len(labelled(annotations, classes))
-    few = {option: number for option, number in heads.items() if number < count}
-    many = {option: number for option, number in heads.items() if number > count}
+def _head_problems(heads: dict[str, int], source: Source, evaluated: bool) -> Iterator[str]:
+    """Yield the heads that have another number of classes than a file of annotations."""
+    path, classes, count = source.path, source.classes, len(source.names)
+    few = [option for option, number in heads.items() if number < count]
+    many = [option for option, number in heads.items() if number > count]
     if few:
-        yield (f'{_options(few)}, and {path} has {count} classes: objects of the others would be '
-               f'taught as background. Give --cfg-options {_options(few, count)}')
-    elif many and max(many.values()) > len(classes):
-        problem = (f'{_options(many)}, and {path} has {count} classes: MMDetection stops when a '
-                   'label beyond them is evaluated (IndexError). Give --cfg-options '
-                   f'{_options(many, count)}')
-        yield problem if evaluated else Doubt(problem)
-    elif many:
-        unknown = [name for name in classes if name not in annotations.categories]
+        yield (f'{_options(few, heads)}, and {path} has {count} classes: objects of the others '
+               'would be taught as background. Give --cfg-options '
+               f'{_options(few, dict.fromkeys(few, count))}')
+        return
+    if not many:
+        return
+    if max(heads[option] for option in many) > len(classes):
+        problem = (f'{_options(many, heads)}, and {path} has {count} classes: MMDetection stops '
+                   'when a label beyond them is evaluated (IndexError). Give --cfg-options '
+                   f'{_options(many, dict.fromkeys(many, count))}')
+    else:
+        unknown = [name for name in classes if name not in source.names]
         problem = (f'{path} has no category for {len(unknown)} of the {len(classes)} classes '
-                   f'({listed(unknown)}){_misspelt(annotations, classes)}: MMDetection stops when '
-                   'one is evaluated (IndexError). Add it to the file, or leave it out of '
+                   f'({listed(unknown)}){_misspelt(source)}: MMDetection stops when one is '
+                   'evaluated (IndexError). Add it to the file, or leave it out of '
                    'metainfo.classes and num_classes')
-        yield problem if evaluated else Doubt(problem)
+    yield problem if evaluated else Doubt(problem)
+
+
+def _options(options: list[str], numbers: dict[str, int]) -> str:
+    return ' '.join(f'{option}={numbers[option]}' for option in options)
+
+
+def _near(source: Source) -> dict[str, str]:
+    """Return the category that may be meant by each class that is none."""
+    unnamed = [name for name in source.annotations.categories if name not in source.classes]
+    near = {name: difflib.get_close_matches(name, unnamed, n=1)
+            for name in source.classes if name not in source.names}
+    return {name: found[0] for name, found in near.items() if found}
+
+
+def _misspelt(source: Source) -> str:
+    return ''.join(f' ({name!r} is none of them: did you mean {meant!r}?)'
+                   for name, meant in list(_near(source).items())[:3])
+
+
+def _remedy(source: Source) -> str:
+    """Return what to write instead."""
+    near = _near(source)
+    meant = {near.get(name, name) for name in source.classes}
+    names = tuple(name for name in source.annotations.categories if name in meant)
+    if len(names) != len(source.classes):
+        return 'Name the categories of the file, in its order, each once'
+    return f'Write classes={names}'
 
 
 def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
@@ -118,30 +137,3 @@ def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
 def is_open(model: ConfigDict) -> bool:
     """Return whether a model is told its classes by a text, and may be tested on any others."""
     return 'language_model' in model
-
-
-def _options(heads: dict[str, int], count: int | None = None) -> str:
-    return ' '.join(f'{option}={heads[option] if count is None else count}' for option in heads)
-
-
-def _near(annotations: Annotations, classes: list[str]) -> dict[str, str]:
-    """Return the category that may be meant by each class that is none."""
-    unnamed = [name for name in annotations.categories if name not in classes]
-    found = {name: difflib.get_close_matches(name, unnamed, n=1)
-             for name in classes if name not in annotations.categories}
-    return {name: near[0] for name, near in found.items() if near}
-
-
-def _misspelt(annotations: Annotations, classes: list[str]) -> str:
-    near = _near(annotations, classes)
-    return ''.join(f' ({name!r} is none of them: did you mean {meant!r}?)'
-                   for name, meant in list(near.items())[:3])
-
-
-def _remedy(annotations: Annotations, classes: list[str]) -> str:
-    """Return what to write instead."""
-    near = _near(annotations, classes)
-    names = dict.fromkeys(labelled(annotations, [near.get(name, name) for name in classes]))
-    if len(names) < len(classes):
-        return 'Name the categories of the file, in its order, or add those that it lacks'
-    return f'Write classes={tuple(names)}'

@@ -12,8 +12,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from ...checkpoint.read import CheckpointError, read_checkpoint
-from ..validate.coco import dataset_meta
 from ..validate.config import ConfigError, reason
+from ..validate.dataset import dataset_meta
 from ..validate.weights import mismatch
 
 

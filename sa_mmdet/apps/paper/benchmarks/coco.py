@@ -19,7 +19,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ....checkpoint.files import sha256
 from ...validate.annotations import has_outline, read_annotations
-from ...validate.coco import coco_problems, dataset_meta
+from ...validate.coco import coco_problems
+from ...validate.dataset import dataset_meta
 from ...visualize.predictions import GAP, draw_predictions, read_image
 from ..tables import METRICS, Row
 from .base import SPLITS, TOLERANCE, Benchmark
