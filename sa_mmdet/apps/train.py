@@ -15,7 +15,7 @@ import mmcv.ops
 import torch
 import torch.distributed
 from mmdet.models.test_time_augs import DetTTAModel
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, OPTIM_WRAPPERS
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
 from torch import nn
@@ -140,8 +140,11 @@ def _check(args: Namespace, splits: tuple[str, ...]) -> None:
 
 
 def _option_problems(args: Namespace, config: Config, model: nn.Module) -> Iterator[str]:
-    if getattr(args, 'amp', False) and (problem := _amp_problem()):
-        yield f'--amp: {problem}. Leave it out, or start where there is a GPU'
+    kind = (config.get('optim_wrapper') or {}).get('type')
+    amp = ('--amp' if getattr(args, 'amp', False) else 'optim_wrapper.type=AmpOptimWrapper'
+           if hasattr(args, 'amp') and class_of(kind, OPTIM_WRAPPERS) is AmpOptimWrapper else None)
+    if amp and (problem := _amp_problem()):
+        yield f'{amp}: {problem}. Leave it out, or start where there is a GPU'
     merging = class_of((config.get('tta_model') or {}).get('type', 'DetTTAModel'), MODELS)
     if getattr(args, 'tta', False) and merging is DetTTAModel and getattr(
             model, 'with_mask', False):
