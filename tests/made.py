@@ -34,6 +34,7 @@ class Made:
     Attributes:
         root: the folder of the data.
         missing: names of images that are not written.
+        encoding: of the files.
         files: content of a file by its name, 'train', 'val' or others, written by ``write``.
         config: of a RetinaNet, or of a Mask R-CNN ``with_masks``.
     """
@@ -41,6 +42,7 @@ class Made:
     def __init__(self, root: Path, classes=CLASSES):
         self.root = root
         self.missing = set()
+        self.encoding = 'utf-8'
         self.files = {split: content(classes) for split in ('train', 'val')}
         self.config = Config(dict(
             model=dict(type='RetinaNet', bbox_head=dict(type='RetinaHead', num_classes=3)),
@@ -85,7 +87,7 @@ class Made:
         """Write the files, and each of their images that is not there yet."""
         (self.root / 'images').mkdir(parents=True, exist_ok=True)
         for name, annotations in self.files.items():
-            (self.root / f'{name}.json').write_text(json.dumps(annotations))
+            (self.root / f'{name}.json').write_text(json.dumps(annotations), self.encoding)
             for image in annotations['images']:
                 path = self.root / 'images' / image['file_name']
                 if not path.exists() and image['file_name'] not in self.missing:

@@ -53,7 +53,8 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     if dropped:
         print(f'not carried over, as training starts anew: {", ".join(dropped)}')
 
-    meta = checkpoint.get('meta') or {}
+    meta = checkpoint.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
     plain = dict(state)
     converted = convert_state_dict(network, state)
     if problem := mismatch(network, state):
@@ -128,7 +129,8 @@ def _other_classes(problem: str, config: Config, meta: dict) -> str:
     heads = heads_of(config.model)
     if 'of another shape' not in problem or not heads:
         return ''
-    classes = (meta.get('dataset_meta') or {}).get('classes')
+    known = meta.get('dataset_meta')
+    classes = known.get('classes') if isinstance(known, dict) else None
     number = len(classes) if classes else 'N'
     options = ' '.join(f'{option}={number}' for option in heads)
     return (f'. If the checkpoint has another number of classes, convert it with that: '

@@ -3,6 +3,7 @@
 MMPretrain's are run for the classifiers of ImageNet, in the same way.
 """
 import gc
+import itertools
 import os
 import pickle
 import runpy
@@ -134,8 +135,8 @@ def _check(args: Namespace, splits: tuple[str, ...]) -> None:
         model = build_model(config, scope='mmengine')  # what MMEngine takes where none is set
     except ConfigError as error:
         sys.exit(f'error: {error}')
-    if problems := without_doubts([*_option_problems(args, config, model),
-                                   *_problems(args, config, splits)]):
+    if problems := without_doubts(itertools.chain(
+            _option_problems(args, config, model), _problems(args, config, splits))):
         sys.exit('error: ' + '\n'.join(problems))
 
 

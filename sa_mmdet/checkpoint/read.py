@@ -53,8 +53,10 @@ def load_weights(path: Path) -> object:
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(error, path)) from error
     except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
-        cause = str(error).splitlines()[0].split('. ')[0] if str(error) else repr(error)
-        raise CheckpointError(f'{path} {NO_CHECKPOINT} ({cause})') from error
+        cause = re.sub(r'\[enforce .*?\]', '', str(error)).strip('. ') or repr(error)
+        cause = cause.splitlines()[0].split('. ')[0]
+        told = '' if cause.isdigit() else f' ({cause})'
+        raise CheckpointError(f'{path} {NO_CHECKPOINT}{told}') from error
 
 
 def refusal(error: pickle.UnpicklingError, path: Path | str) -> str:

@@ -69,6 +69,8 @@ def test_onnx_with_dynamic_axes(module, sizes, free):
 def test_torch_fx(module, sizes):
     """It sees the layers of a network, and shuffle attention as one node."""
     traced = torch.fx.symbolic_trace(module.double())
+    nodes = [node for node in traced.graph.nodes if 'shuffle_attention' in str(node.target)]
+    assert len(nodes) == sum(isinstance(layer, ShuffleAttention) for layer in module.modules())
     for x in (drawn(size).double() for size in sizes):
         assert_near(outputs(traced, x), outputs(module, x), 1e-12)
 

@@ -52,9 +52,9 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
     if broken:
         return
     yield 'work dir', list(_work_dir_problems(runs, settings))
-    data = [problem for run in _distinct_data(runs)
+    data = (problem for run in _distinct_data(runs)
             for problem in benchmark.data_problems(
-                run.config, SPLITS if run.trains else ('test', ))]
+                run.config, SPLITS if run.trains else ('test', )))
     yield 'data set', without_doubts(data)
     yield 'weights', list(_weights_problems(configs, settings))
     yield 'disk', list(disk_problems(runs, settings.work_dir))

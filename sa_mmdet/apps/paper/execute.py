@@ -127,8 +127,8 @@ def _run(run: Run, command: list[str], lock: int, what: str) -> None:
         environment |= dict(CUDA_VISIBLE_DEVICES='')
     status, last = run_child(command, run.output_file, lock, settings.root, environment)
     if status:
-        reason = next((line for line in reversed(last) if line.strip()), 'no output')
-        raise RunFailed(f'{run.name}: {what} failed with exit status {status}: {reason} '
+        last_line = next((line for line in reversed(last) if line.strip()), 'no output')
+        raise RunFailed(f'{run.name}: {what} failed with exit status {status}: {last_line} '
                         f'(all its output: {run.output_file})')
 
 

@@ -3,13 +3,15 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
 from mmdet.datasets import CocoDataset
+
+Id = int | float | str
 
 
 @dataclass(frozen=True)
@@ -18,40 +20,43 @@ class Annotations:
 
     Attributes:
         images: file name, width and height of each, by its id; the latter None where not given.
+        categories: id and name of each, in the order of the file.
         objects: their number.
-        annotated: the ids of the images that have objects.
-        categories: their names in the order of the file, which is that of MMDetection's labels.
-        twice: ids that more than one image, object or category has, by these words.
-        unread: how many images and objects MMDetection stops at, by what they lack, with the file
+        annotated: the ids of the images that have objects, by category.
+        repeated: ids that different images, or several objects, have, keyed by 'image', 'object'.
+        unreadable: how many images and objects MMDetection stops at, by the reason, and the file
             name of the first.
-        counts: of objects in listed images, by kind and category. As MMDetection reads them:
-            'learned', 'crowd', 'no mask'; as COCO's evaluation does: 'evaluated', and without what
-            that needs: 'no id', 'no iscrowd', 'no area', 'no bbox', 'no segmentation'.
-        examples: the file name of the first image with such an object.
+        found: for each object of a kind and a category the id of its image. As MMDetection reads
+            them: 'learned', 'crowd', 'no mask'; as COCO's evaluation does: 'evaluated', and
+            without what that needs: 'no id', 'no iscrowd', 'no area', 'no bbox', 'no segmentation';
+            'id 0', which that takes for none; 'small', below a pixel.
+        unlisted: the number of objects of images that the file does not list.
+        uncategorised: the number of objects of categories that it does not list.
         sha256: of the file.
     """
 
-    images: dict[object, tuple[str, int | None, int | None]]
+    images: dict[Id, tuple[str, int | None, int | None]]
+    categories: list[tuple[Id, str]]
     objects: int
-    annotated: set
-    categories: list[str]
-    twice: dict[str, list]
+    repeated: dict[str, list[Id]]
+    unlisted: int
+    uncategorised: int
     sha256: str
-    unread: dict[str, list] = field(default_factory=dict)
-    counts: Counter = field(default_factory=Counter)
-    examples: dict[tuple[str, str], str] = field(default_factory=dict)
+    annotated: dict[str, set[Id]] = field(default_factory=lambda: defaultdict(set))
+    unreadable: dict[str, list] = field(default_factory=dict)
+    found: dict[tuple[str, str], list[Id]] = field(default_factory=lambda: defaultdict(list))
 
 
 def read_annotations(path: Path) -> Annotations:
     """Read a file of COCO's annotations; once, until it changes.
 
     Raises:
-        ValueError: it cannot be read, or is none of COCO's format.
+        ValueError: it cannot be read, or is not of COCO's format.
     """
     try:
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a file of COCO's annotations, or damaged: {error!r}. "
                          'Write or download it again') from error
 
@@ -59,59 +64,68 @@ def read_annotations(path: Path) -> Annotations:
 @lru_cache(maxsize=8)
 def _read(path: Path, *_) -> Annotations:
     data = path.read_bytes()
-    content = json.loads(data)
+    content = json.loads(data.decode())
     listed, objects = content['images'], content.get('annotations') or []
-    names = {category['id']: category['name'] for category in content['categories']}
+    categories = [(category['id'], category['name']) for category in content['categories']]
     by_image = defaultdict(list)
     for entry in objects:
         by_image[entry['image_id']].append(entry)
+    images = {image['id']: image for image in listed}
+    names = dict(categories)
     annotations = Annotations(
-        images={image['id']: (os.fspath(image['file_name']), image.get('width'),
-                              image.get('height')) for image in listed},
-        objects=len(objects), annotated=set(by_image),
-        categories=[category['name'] for category in content['categories']],
-        twice={what: twice for what, entries in (
-            ('image', listed), ('object', objects), ('category', content['categories']))
-            if (twice := _twice(entry['id'] for entry in entries))},
-        sha256=hashlib.sha256(data).hexdigest())
-    for image in listed:
-        _count(annotations, image, by_image[image['id']], names)
+        images={id_: (os.fspath(image['file_name']), image.get('width'), image.get('height'))
+                for id_, image in images.items()},
+        categories=categories, objects=len(objects), sha256=hashlib.sha256(data).hexdigest(),
+        repeated=dict(
+            image=list({image['id'] for image in listed if image != images[image['id']]}),
+            object=_repeated(entry['id'] for entry in objects if entry['image_id'] in images)),
+        unlisted=sum(entry['image_id'] not in images for entry in objects),
+        uncategorised=sum(entry['category_id'] not in names for entry in objects))
+    for image in images.values():
+        _note_objects(annotations, image, by_image[image['id']], names)
     return annotations
 
 
-def _twice(ids: Iterable) -> list:
+def _repeated(ids: Iterator[Id]) -> list[Id]:
     return [id_ for id_, times in Counter(ids).items() if times > 1]
 
 
-def _count(annotations: Annotations, image: dict, objects: list[dict], names: dict) -> None:
-    """Count the objects of an image."""
-    def note(kind: str, category: str) -> None:
-        annotations.counts[kind, category] += 1
-        annotations.examples.setdefault((kind, category), image['file_name'])
-
+def _note_objects(annotations: Annotations, image: dict, objects: list[dict], names: dict) -> None:
     for entry in objects:
         if (category := names.get(entry['category_id'])) is not None:
+            annotations.annotated[category].add(image['id'])
             for kind in _evaluation(entry):
-                note(kind, category)
+                annotations.found[kind, category].append(image['id'])
     for instance in _instances(annotations, image, objects, names):
-        note('crowd' if instance['ignore_flag'] else 'learned', instance['bbox_label'])
+        kinds = ['crowd' if instance['ignore_flag'] else 'learned']
         mask = instance.get('mask')
-        if not mask or (not isinstance(mask, dict) and not isinstance(mask[0], list)):
-            note('no mask', instance['bbox_label'])
+        if not (isinstance(mask, dict) or (isinstance(mask, list) and isinstance(mask[0], list))):
+            kinds.append('no mask')
+        for kind in kinds:
+            annotations.found[kind, instance['bbox_label']].append(image['id'])
 
 
 def _evaluation(entry: dict) -> Iterator[str]:
     """Yield that COCO's evaluation counts an object, or what it lacks for that."""
+    box, area, id_ = entry.get('bbox'), entry.get('area'), entry['id']
     if not entry.get('iscrowd'):
         yield 'evaluated'
-    for key in ('iscrowd', 'area', 'bbox'):
-        if entry.get(key) is None:
-            yield f'no {key}'
+    if entry.get('iscrowd') is None:
+        yield 'no iscrowd'
+    if not isinstance(area, int | float):
+        yield 'no area'
+    if not (isinstance(box, list) and len(box) == 4
+            and all(isinstance(number, int | float) for number in box)):
+        yield 'no bbox'
+    elif min(box[2:]) < 1:
+        yield 'small'
     if not has_outline(entry):
         yield 'no segmentation'
+    if id_ == 0:
+        yield 'id 0'
     try:
-        float(entry['id'])  # which COCOeval writes into an array
-    except (TypeError, ValueError):
+        float(id_)  # COCOeval writes it into an array
+    except (TypeError, ValueError, OverflowError):
         yield 'no id'
 
 
@@ -120,7 +134,8 @@ def has_outline(entry: dict) -> bool:
     outline = entry.get('segmentation')
     if isinstance(outline, dict):
         return 'counts' in outline
-    return bool(outline) and isinstance(outline[0], list) and len(outline[0]) > 4
+    return (isinstance(outline, list) and bool(outline) and isinstance(outline[0], list)
+            and len(outline[0]) > 4)
 
 
 def _instances(annotations: Annotations, image: dict, objects: list[dict], names: dict
@@ -141,9 +156,9 @@ def _instances(annotations: Annotations, image: dict, objects: list[dict], names
         try:
             instances += parsed(entries)
         except Exception as error:
-            lacking = error.args[0] if isinstance(error, KeyError) else f'a usable bbox ({error})'
-            told = f'{what} without {lacking}'
-            annotations.unread.setdefault(told, [0, image['file_name']])[0] += 1
+            reason = (f'{what} without {error.args[0]}' if isinstance(error, KeyError) else
+                      f'{what} that cannot be read ({error})')
+            annotations.unreadable.setdefault(reason, [0, image['file_name']])[0] += 1
             if what == 'images':
                 return []
     return instances

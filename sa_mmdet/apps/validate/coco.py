@@ -4,23 +4,38 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from .annotations import read_annotations
 from .config import Doubt, datasets_below, listed, loader_problem
-from .dataset import Source, dataset_meta, dataset_paths, is_coco
-from .evaluation import benchmark_problem, evaluated_files, evaluation_problems, evaluators_of
+from .dataset import (
+    Source,
+    dataset_meta,
+    dataset_paths,
+    has_local_images,
+    is_coco,
+    is_local,
+    steps_below,
+)
+from .evaluation import (
+    annotation_file,
+    benchmark_problem,
+    counted_files,
+    evaluation_problems,
+    evaluators_of,
+)
 from .images import absent_images, damage, is_turned, size_as_read
 from .labels import label_problems
 
-WHERE = ('Put COCO, or a link to it, under data/coco of the folder where you start the command, or '
-         'say where it is: --data-root of reproduce.py, --cfg-options elsewhere (README, "Data").')
+WHERE = ('Say where it is: by data_root, ann_file and data_prefix of the data set, or their '
+         '--cfg-options, or by --data-root of reproduce.py. The configs here look for COCO, or a '
+         'link to it, under data/coco of the folder where you start the command (README, "Data").')
 IMAGES_LOOKED_FOR = 100
 IMAGES_OPENED = 36
 
 
-def coco_problems(config: Config, splits: tuple[str, ...], to_the_end: bool = False
-                  ) -> Iterator[str]:
+def coco_problems(config: Config, splits: tuple[str, ...], as_benchmark: bool = False,
+                  evaluates: bool = True) -> Iterator[str]:
     """Yield what is wrong with the data of a detector, sentences for people.
 
     Of data sets in other formats than COCO's only the paths are looked for.
@@ -28,15 +43,17 @@ def coco_problems(config: Config, splits: tuple[str, ...], to_the_end: bool = Fa
     Args:
         config: of a detector.
         splits: the data sets that are read, of 'train', 'val' and 'test'.
-        to_the_end: look for every image, and ask for what COCO 2017 has: all classes, its ids, and
-            an evaluator of the images that are tested.
+        as_benchmark: look for every image, and ask for what COCO 2017 has: all classes, its ids,
+            and an evaluator of the images that are tested.
+        evaluates: whether what is predicted is evaluated.
     """
     if problem := loader_problem(config, splits[0]):
         yield problem
         return
     datasets = {split: [dataset for dataset in datasets_below(config.get(f'{split}_dataloader'))
                         if 'ann_file' in dataset] for split in splits}
-    problems = list(_prefix_problems(datasets)) or list(_path_problems(config, datasets))
+    problems = list(_prefix_problems(datasets)) or list(
+        _path_problems(config, datasets, evaluates))
     sources = {}
     if not problems:
         sources, problems = _sources(datasets)
@@ -45,58 +62,65 @@ def coco_problems(config: Config, splits: tuple[str, ...], to_the_end: bool = Fa
     for source in itertools.chain.from_iterable(sources.values()):
         if source.config not in looked_at:  # the test's are most often the validation's
             looked_at.append(source.config)
-            yield from _source_problems(source, to_the_end)
-    if not problems:
-        yield from _joint_problems(config, datasets, sources, to_the_end)
+            yield from _source_problems(source, as_benchmark)
+    if not problems and evaluates:
+        yield from _joint_problems(config, datasets, sources, as_benchmark)
 
 
 def _joint_problems(config: Config, datasets: dict[str, list], sources: dict[str, list[Source]],
-                    to_the_end: bool) -> Iterator[str]:
+                    as_benchmark: bool) -> Iterator[str]:
     """Yield what is wrong with data sets, evaluators and heads beside each other."""
-    trained, evaluated, problems = sources.get('train', []), [], []
+    trained, counted, problems = sources.get('train', []), [], []
     if trained and len(trained) == len(datasets['train']):
         problems += _nothing_to_learn(trained)
     for split, tested in sources.items():
         if split == 'train':
             continue
-        if to_the_end and (problem := benchmark_problem(config, split)):
+        if as_benchmark and (problem := benchmark_problem(config, split)):
             problems.append(problem)
             continue
-        files, unread = evaluated_files(config, split, tested)
+        files, unread = counted_files(config, split, tested)
         problems += unread
-        for evaluator, counted in files:
-            problems += evaluation_problems(
-                evaluator, counted, tested, f'{split}_evaluator', to_the_end)
-        evaluated += [*tested, *(counted for _, counted in files)]
-    yield from label_problems(config.get('model') or {}, trained, evaluated)
+        for file in files:
+            problems += evaluation_problems(file, tested, f'{split}_evaluator', as_benchmark)
+            problems += _repeated_ids(file.source)
+        counted += files
+    yield from label_problems(config.get('model') or {}, trained, counted)
     yield from problems
 
 
 def _prefix_problems(datasets: dict[str, list]) -> Iterator[str]:
     for split, found in datasets.items():
-        for dataset in found:
+        for dataset in filter(is_coco, found):
             prefix = dataset.get('data_prefix')
-            if isinstance(prefix, str):
-                yield (f'data_prefix={prefix!r} of {split}_dataloader must be a dict: write '
-                       f'data_prefix=dict(img={prefix!r})')
+            if not isinstance(prefix, dict) or not isinstance(prefix.get('img'), str):
+                folder = prefix if isinstance(prefix, str) else ''
+                yield (f'data_prefix={prefix!r} of {split}_dataloader must name the folder of the '
+                       f'images: write data_prefix=dict(img={folder!r})')
 
 
-def _path_problems(config: Config, datasets: dict[str, list]) -> Iterator[str]:
-    paths = [path for path in dict.fromkeys(_paths(config, datasets)) if not path.exists()]
-    if paths:
-        lines = '\n'.join(f'  {path.absolute()}' for path in paths)
+def _path_problems(config: Config, datasets: dict[str, list], evaluates: bool) -> Iterator[str]:
+    found = [path for some in datasets.values() for dataset in some if is_local(dataset)
+             for path in _paths(dataset)]
+    if evaluates:
+        found += filter(None, (annotation_file(evaluator) for split in datasets
+                               for evaluator in evaluators_of(config, split)))
+    if missing := [path for path in dict.fromkeys(found) if not path.exists()]:
+        lines = '\n'.join(f'  {path.absolute()}' for path in missing)
         yield f'the data set is incomplete; not found:\n{lines}\n{WHERE}'
 
 
-def _paths(config: Config, datasets: dict[str, list]) -> Iterator[Path]:
-    """Yield the local files and folders that are read."""
-    sources = [os.path.join(dataset.get('data_root') or '', source)
-               for found in datasets.values() for dataset in found
-               for source in (dataset.ann_file, *(dataset.get('data_prefix') or {}).values())
-               if source and isinstance(source, str)]
-    sources += [evaluator.get('ann_file') for split in datasets
-                for evaluator in evaluators_of(config, split)]
-    return (Path(source) for source in sources if source and '://' not in source)
+def _paths(dataset: ConfigDict) -> Iterator[Path]:
+    """Yield the files and folders that a data set reads."""
+    root, prefixes = dataset.get('data_root') or '', dict(dataset.get('data_prefix') or {})
+    steps = list(steps_below(dataset.get('pipeline')))
+    if is_coco(dataset) and not any(step.get('with_seg') for step in steps):
+        prefixes.pop('seg', None)
+    if not has_local_images(dataset):
+        prefixes = {}
+    for source in (dataset.ann_file, *prefixes.values()):
+        if source and isinstance(source, str):
+            yield Path(os.path.join(root, source))
 
 
 def _sources(datasets: dict[str, list]) -> tuple[dict[str, list[Source]], list[str]]:
@@ -120,62 +144,66 @@ def _sources(datasets: dict[str, list]) -> tuple[dict[str, list[Source]], list[s
     return sources, list(dict.fromkeys(problems))
 
 
-def _source_problems(source: Source, to_the_end: bool) -> Iterator[str]:
+def _source_problems(source: Source, as_benchmark: bool) -> Iterator[str]:
     path, annotations = source.path, source.annotations
-    if not annotations.images or (to_the_end and not annotations.objects):
+    if not annotations.images or (as_benchmark and not annotations.objects):
         yield (f'{path} has {len(annotations.images)} images and {annotations.objects} objects: '
                'give the annotations of a data set that has some')
         return
-    yield from _entry_problems(source)
+    if source.names and not source.images:
+        yield (f'{path} has {len(annotations.images)} images, of which filter_cfg='
+               f'{source.config.get("filter_cfg")} and indices={source.config.get("indices")} '
+               'leave none: change these')
+        return
+    for reason, (count, image) in annotations.unreadable.items():
+        yield f'{path} has {count} {reason}, such as in the entry of {image}: complete the file'
+    yield from _repeated_ids(source)
+    if annotations.uncategorised:
+        yield Doubt(f'{path} has {annotations.uncategorised} objects whose category_id no category '
+                    'has: MMDetection leaves them out')
     yield from _mask_problems(source)
-    yield from _image_problems(source, to_the_end)
-    if to_the_end:
-        yield from _id_problems(source)
+    if has_local_images(source.config):
+        yield from _image_problems(source, as_benchmark)
+    if as_benchmark:
+        yield from _benchmark_id_problems(source)
 
 
-def _entry_problems(source: Source) -> Iterator[str]:
-    """Yield where MMDetection would stop, or mix up what it reads."""
-    path = source.path
-    for told, (count, image) in source.annotations.unread.items():
-        yield f'{path} has {count} {told}, such as in the entry of {image}: complete the file'
-    for what, ids in source.annotations.twice.items():
-        yield (f'{path} has {len(ids)} ids that more than one {what} has, such as {ids[0]!r}: give '
-               f'each {what} an id of its own')
+def _repeated_ids(source: Source) -> Iterator[str]:
+    for what, ids in source.annotations.repeated.items():
+        if ids:
+            yield (f'{source.path} has {len(ids)} ids that more than one {what} has, such as '
+                   f'{ids[0]!r}: give each {what} an id of its own')
 
 
 def _mask_problems(source: Source) -> Iterator[str]:
-    if not _loads_masks(source.config.get('pipeline')):
-        return
-    if count := source.count('no mask'):
-        yield (f'{source.path} has {count} objects without a mask, such as in the entry of '
-               f'{source.example("no mask")}, and the pipeline of the data set loads masks '
+    steps = steps_below(source.config.get('pipeline'))
+    if any(step.get('with_mask') is True for step in steps) and (
+            found := source.having('no mask')):
+        yield (f'{source.path} has {len(found)} objects without a mask, such as in the entry of '
+               f'{source.images[found[0]][0]}, and the pipeline of the data set loads masks '
                '(with_mask=True): remove these objects, complete their segmentation, or use a '
                'detector without masks')
 
 
-def _loads_masks(pipeline) -> bool:
-    """Return whether a step of a pipeline, or of its branches, loads masks."""
-    if isinstance(pipeline, dict):
-        return pipeline.get('with_mask') is True or any(map(_loads_masks, pipeline.values()))
-    return isinstance(pipeline, (list, tuple)) and any(map(_loads_masks, pipeline))
-
-
-def _image_problems(source: Source, to_the_end: bool) -> Iterator[str]:
-    images, folder = list(source.annotations.images.values()), source.folder
-    looked_for = [name for name, *_ in images[:None if to_the_end else IMAGES_LOOKED_FOR]]
+def _image_problems(source: Source, as_benchmark: bool) -> Iterator[str]:
+    images, folder = list(source.images.values()), source.folder
+    looked_for = [name for name, *_ in images[:None if as_benchmark else IMAGES_LOOKED_FOR]]
+    opened = images[::-(-len(images) // IMAGES_OPENED)] if images else []
     if absent := absent_images(looked_for, folder):
         yield (f'{len(absent)} of {len(looked_for)} images that {source.path} lists do not exist, '
                f'such as {folder / absent[0]}: complete the images, or say where they are by the '
                "data set's data_prefix")
-        return
-    opened = [image for image in images[::-(-len(images) // IMAGES_OPENED)]
-              if (folder / image[0]).is_file()]
-    if damaged := list(damage(folder / name for name, *_ in opened)):
-        yield from damaged
-        return
-    sizes = [(folder / name, (width, height), size_as_read(folder / name, (width, height)))
-             for name, width, height in opened]
-    other = [entry for entry in sizes if entry[1] != entry[2]]
+    elif problem := damage(folder / name for name, *_ in opened):
+        yield problem
+    elif not source.annotations.unreadable:
+        yield from _size_doubt(source, opened)
+
+
+def _size_doubt(source: Source, opened: list[tuple]) -> Iterator[str]:
+    """Yield that images have another size than the annotations are for."""
+    sizes = [(path, told, size_as_read(path, told))
+             for path, *told in ((source.folder / name, *size) for name, *size in opened)]
+    other = [entry for entry in sizes if tuple(entry[1]) != entry[2]]
     if other:
         image, told, found = other[0]
         turned = ', by its EXIF orientation' if is_turned(image) else ''
@@ -185,30 +213,31 @@ def _image_problems(source: Source, to_the_end: bool) -> Iterator[str]:
                     'image as it is read?')
 
 
-def _id_problems(source: Source) -> Iterator[str]:
+def _benchmark_id_problems(source: Source) -> Iterator[str]:
     path, annotations = source.path, source.annotations
     renumbered = [(name, id_) for id_, (name, *_) in annotations.images.items()
                   if (stem := Path(name).stem).isdigit() and len(stem) == 12 and int(stem) != id_]
     if renumbered:
         yield (f'{path} has other image ids than COCO: {renumbered[0][0]} has the id '
                f'{renumbered[0][1]} ({len(renumbered)} images)')
-    if strange := annotations.annotated - annotations.images.keys():
-        yield (f'{path} has objects of images that it does not list, such as image id '
-               f'{min(strange)}')
-    if unknown := [name for name in source.classes if name not in annotations.categories]:
+    if annotations.unlisted:
+        yield f'{path} has {annotations.unlisted} objects of images that it does not list'
+    if unknown := [name for name in source.classes if name not in source.names]:
         yield (f'{path} lacks {len(unknown)} categories of the data set ({listed(unknown)}): '
                'complete it')
 
 
 def _nothing_to_learn(sources: list[Source]) -> Iterator[str]:
     """Yield that a training has no objects, in all of its data sets together."""
-    if any(source.count('learned') for source in sources):
+    if any(source.having('learned') or source.annotations.unreadable or not source.images
+           or not source.names for source in sources):
         return
-    crowds = sum(source.count('crowd') for source in sources)
-    objects = sum(source.annotations.objects for source in sources)
-    yield (f'{listed(source.path for source in sources)} have {objects} objects, '
-           f'{crowds} of them crowds (iscrowd=1), and none to learn from: MMDetection leaves out '
-           'crowds, objects of other categories than the classes, and those without area or '
-           'outside their image. Give annotations with objects, or correct these')
-
-
+    objects, unlisted = (sum(getattr(source.annotations, key) for source in sources)
+                         for key in ('objects', 'unlisted'))
+    crowds, small = (sum(len(source.having(kind)) for source in sources)
+                     for kind in ('crowd', 'small'))
+    yield (f'{listed(source.path for source in sources)} have {objects} objects, and none to learn '
+           f'from: {crowds} are crowds (iscrowd=1), {small} are smaller than a pixel (boxes are '
+           f'[x, y, width, height] in pixels), {unlisted} have the image_id of no image, and the '
+           'others are of categories that are no classes, or outside their image. Correct these, '
+           'or give annotations with objects')

@@ -25,12 +25,20 @@ class ConfigError(ValueError):
 
 
 class Doubt(str):
-    """A problem that may be meant: the user is told, and nothing is refused."""
+    """Something that may be intended: the user is told, and nothing is refused."""
 
 
 def without_doubts(problems: Iterable[str]) -> list[str]:
-    """Print what may be meant, each once, and return the other problems, each once."""
-    told = list(dict.fromkeys(problems))
+    """Print what may be intended, each once, and return the other problems, each once.
+
+    A check that fails itself stops nobody: that is printed too.
+    """
+    told = {}
+    try:
+        for problem in problems:
+            told[problem] = None
+    except Exception as error:  # what a config or a file holds that nobody thought of
+        told[Doubt(f'a check could not be made, and is left out: {reason(error)}')] = None
     for problem in told:
         if isinstance(problem, Doubt):
             print(f'warning: {problem}', file=sys.stderr)

@@ -2,6 +2,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset
@@ -9,7 +10,7 @@ from mmdet.registry import DATASETS
 from mmengine.config import ConfigDict
 from mmengine.fileio import list_from_file
 
-from .annotations import Annotations
+from .annotations import Annotations, Id
 from .config import class_of
 
 
@@ -21,7 +22,7 @@ class Source:
         config: of the data set.
         path, annotations: the file, and what it lists.
         folder: of the images.
-        classes: what the config says: names, or a text that is no file of names.
+        classes: what the config says: names, or a text that is not a file of names.
     """
 
     config: ConfigDict
@@ -30,30 +31,50 @@ class Source:
     folder: Path
     classes: list[str] | str
 
+    @cached_property
+    def labels(self) -> list[tuple[Id, str]]:
+        """Return the categories that have the labels 0, 1, 2, ...: their ids and names.
+
+        MMDetection numbers those that ``classes`` name, in the order of the file.
+        """
+        if isinstance(self.classes, str):
+            return []
+        return [(id_, name) for id_, name in self.annotations.categories if name in self.classes]
+
     @property
     def names(self) -> list[str]:
-        """Return the classes that have the labels 0, 1, 2, ...
+        """Return the names of the labels."""
+        return [name for _, name in self.labels]
 
-        MMDetection numbers the categories that ``classes`` name, in the order of the file.
+    @cached_property
+    def images(self) -> dict[Id, tuple[str, int | None, int | None]]:
+        """Return the images that are read, after ``filter_cfg`` and ``indices``.
+
+        As ``CocoDataset.filter_data`` and MMEngine's ``BaseDataset`` do.
         """
-        return [name for name in self.annotations.categories if name in self.classes]
-
-    def count(self, kind: str) -> int:
-        """Return how many objects of a kind the classes have."""
-        return sum(self.annotations.counts[kind, name] for name in set(self.names))
-
-    def example(self, kind: str) -> str:
-        """Return the file name of an image with such an object."""
-        examples = self.annotations.examples
-        return next(examples[kind, name] for name in self.names if (kind, name) in examples)
-
-    def images(self) -> Iterator[tuple]:
-        """Yield the images that are read: their ids, with what the file tells of each."""
-        images, indices = list(self.annotations.images.items()), self.config.get('indices')
+        images, config = self.annotations.images, self.config
+        wanted = (not config.get('test_mode') and config.get('filter_cfg')) or {}
+        if wanted.get('filter_empty_gt'):
+            annotated = set().union(*(self.annotations.annotated[name] for name in self.names))
+            images = {id_: image for id_, image in images.items() if id_ in annotated}
+        if smallest := wanted.get('min_size'):
+            images = {id_: image for id_, image in images.items()
+                      if None in image or min(image[1:]) >= smallest}
+        indices = config.get('indices')
+        if indices is None:
+            return images
+        ids = list(images)
         if isinstance(indices, int):
-            yield from images[:indices]
+            ids = ids[:indices] if indices >= 0 else ids[indices:]
         else:
-            yield from images if indices is None else [images[index] for index in indices]
+            ids = [ids[index] for index in indices]
+        return {id_: images[id_] for id_ in ids}
+
+    def having(self, kind: str) -> list[Id]:
+        """Return the image of each object of a kind, of the classes, in the images that are read.
+        """
+        found = [self.annotations.found.get((kind, name), []) for name in dict.fromkeys(self.names)]
+        return [id_ for ids in found for id_ in ids if id_ in self.images]
 
 
 def dataset_meta(dataset: ConfigDict) -> dict:
@@ -61,7 +82,7 @@ def dataset_meta(dataset: ConfigDict) -> dict:
     while 'dataset' in dataset or 'datasets' in dataset:  # a wrapper, such as ConcatDataset
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     meta = dict(palette='random') | class_of(dataset.type, DATASETS).METAINFO | {
-        key.lower(): value for key, value in (dataset.get('metainfo') or {}).items() if value}
+        key: value for key, value in (dataset.get('metainfo') or {}).items() if value}
     return meta | dict(classes=class_names(meta.get('classes')))
 
 
@@ -89,10 +110,32 @@ def dataset_paths(dataset: ConfigDict) -> tuple[Path, Path]:
 def is_coco(dataset: ConfigDict) -> bool:
     """Return whether a data set is read as COCO's are, on this machine."""
     kind = class_of(dataset.get('type'), DATASETS)
-    backend = (dataset.get('backend_args') or {}).get('backend', 'local')
     return (all(getattr(kind, name, None) is getattr(CocoDataset, name)
                 for name in ('load_data_list', 'parse_data_info', 'COCOAPI'))
-            and backend == 'local' and isinstance(dataset.ann_file, str | None)
-            and dataset_meta(dataset)['classes'] is not None
-            and not any('://' in str(place) for place in (
-                dataset.get('data_root'), dataset.ann_file, dataset.get('data_prefix'))))
+            and isinstance(dataset.ann_file, str | None) and is_local(dataset)
+            and dataset_meta(dataset)['classes'] is not None)
+
+
+def is_local(dataset: ConfigDict) -> bool:
+    """Return whether the files of a data set are on this machine."""
+    places = dataset.get('data_root'), dataset.get('ann_file'), dataset.get('data_prefix')
+    return _is_local_backend(dataset) and not any('://' in str(place) for place in places)
+
+
+def has_local_images(dataset: ConfigDict) -> bool:
+    """Return whether the pipeline of a data set loads its images from this machine."""
+    return all(map(_is_local_backend, steps_below(dataset.get('pipeline'))))
+
+
+def steps_below(pipeline) -> Iterator[dict]:
+    """Yield the steps of a pipeline, and of the branches in it."""
+    if isinstance(pipeline, dict):
+        yield pipeline
+        pipeline = list(pipeline.values())
+    if isinstance(pipeline, (list, tuple)):
+        for step in pipeline:
+            yield from steps_below(step)
+
+
+def _is_local_backend(config: dict) -> bool:
+    return (config.get('backend_args') or {}).get('backend', 'local') in ('local', 'disk')

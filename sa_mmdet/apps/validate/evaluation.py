@@ -1,24 +1,58 @@
 """Whether COCO's evaluation can count what is predicted, on the images that are tested."""
+import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmdet.datasets.transforms import PackDetInputs
 from mmdet.evaluation import CocoMetric
-from mmdet.registry import METRICS
+from mmdet.registry import METRICS, TRANSFORMS
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import Evaluator
+from mmengine.registry import EVALUATOR
 
 from .annotations import read_annotations
 from .config import Doubt, class_of, listed
-from .dataset import Source
+from .dataset import Source, steps_below
 
 NEEDED = {'id': 'a number as id', 'segmentation': 'an outline as segmentation'}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a ``CocoMetric`` counts: a file of its own, or what the data set reads.
+
+    Attributes:
+        metric: its config.
+        source: the file, with the classes that are evaluated.
+        own_file: whether the metric names it.
+    """
+
+    metric: ConfigDict
+    source: Source
+    own_file: bool
+
+    @property
+    def labels(self) -> int:
+        """Return the number of labels that predictions may have."""
+        return len(self.source.names if self.own_file else self.source.classes)
 
 
 def evaluators_of(config: Config, split: str) -> list[ConfigDict]:
     """Return the configs of the metrics of a split."""
     evaluators = config.get(f'{split}_evaluator') or []
+    if isinstance(evaluators, dict) and 'metrics' in evaluators:
+        if class_of(evaluators.get('type', Evaluator), EVALUATOR) is not Evaluator:
+            return []  # such as one that has a metric for each of several data sets
+        evaluators = evaluators['metrics']
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     return [evaluator for evaluator in evaluators if isinstance(evaluator, dict)]
+
+
+def annotation_file(evaluator: ConfigDict) -> Path | None:
+    """Return the file on this machine that a metric reads, if there is one."""
+    path = evaluator.get('ann_file')
+    return Path(path) if isinstance(path, str | os.PathLike) and '://' not in str(path) else None
 
 
 def is_coco_metric(evaluator: object) -> bool:
@@ -27,62 +61,79 @@ def is_coco_metric(evaluator: object) -> bool:
             and class_of(evaluator.get('type'), METRICS) is CocoMetric)
 
 
-def evaluated_files(config: Config, split: str, tested: list[Source]
-                    ) -> tuple[list[tuple[ConfigDict, Source]], list[str]]:
-    """Return what each ``CocoMetric`` counts, and why some files cannot be read.
+def counted_files(config: Config, split: str, tested: list[Source]
+                  ) -> tuple[list[Counted], list[str]]:
+    """Return what each ``CocoMetric`` of a split counts, and why some files cannot be read.
 
     Args:
         config: of a detector.
         split: 'val' or 'test'.
         tested: its data sets; the first one's classes are evaluated.
-
-    Returns:
-        The config of the metric, and the file that it reads with these classes.
     """
-    files, problems = [], []
+    counted, problems = [], []
     for evaluator in filter(is_coco_metric, evaluators_of(config, split)):
-        path = evaluator.get('ann_file')
-        if not tested or '://' in str(path):
+        if not evaluator.get('ann_file'):
+            counted += [Counted(evaluator, source, own_file=False) for source in tested[:1]]
+            continue
+        path = annotation_file(evaluator)
+        if not tested or path is None:
             continue
         try:
-            read = dict(path=Path(path), annotations=read_annotations(Path(path))) if path else {}
+            annotations = read_annotations(path)
         except ValueError as error:
             problems.append(f'{split}_evaluator.ann_file: {error}')
-        else:
-            files.append((evaluator, replace(tested[0], **read)))
-    return files, problems
+            continue
+        if evaluator.get('sort_categories'):
+            annotations = replace(annotations, categories=sorted(annotations.categories))
+        whole = ConfigDict(metainfo=tested[0].config.get('metainfo'))  # no image is left out
+        source = replace(tested[0], config=whole, path=path, annotations=annotations)
+        counted.append(Counted(evaluator, source, own_file=True))
+    return counted, problems
 
 
-def evaluation_problems(evaluator: ConfigDict, counted: Source, tested: list[Source], name: str,
-                        to_the_end: bool) -> Iterator[str]:
+def evaluation_problems(counted: Counted, tested: list[Source], name: str, as_benchmark: bool
+                        ) -> Iterator[str]:
     """Yield where COCO's evaluation would stop, or count other images than those that are tested.
 
     Args:
-        evaluator, counted: of ``evaluated_files``.
+        counted: of ``counted_files``.
         tested: the data sets.
         name: of the evaluator in the config.
-        to_the_end: refuse where only a part of the images is tested.
+        as_benchmark: refuse where only a part of the images is tested.
     """
-    if evaluator.get('ann_file'):
-        yield from _image_disagreements(counted, tested, name, to_the_end)
-    if evaluator.get('format_only'):
+    source = counted.source
+    if counted.own_file:
+        yield from _image_disagreements(source, tested, name, as_benchmark)
+    elif not _are_passed_on(source):
+        yield (f'{name} has no ann_file, and the data set passes no objects on to it: give '
+               f"{name}.ann_file={source.path}, or add 'instances' to the meta_keys of "
+               'PackDetInputs')
+    if counted.metric.get('format_only') or not source.names:
         return
-    if not counted.count('evaluated'):
-        yield Doubt(f'{counted.path} has no objects of the classes to evaluate: every AP will be '
+    if not source.having('evaluated'):
+        yield Doubt(f'{source.path} has no objects of the classes to evaluate: every AP will be '
                     '-1')
-    if evaluator.get('ann_file'):  # otherwise MMDetection writes one that has everything
-        yield from _lacking(counted, evaluator.get('metric') or 'bbox')
+    told = source.annotations.unreadable and source.path in {data.path for data in tested}
+    if counted.own_file and not told:
+        yield from _lacking(source, counted.metric.get('metric') or 'bbox')
 
 
-def _image_disagreements(counted: Source, tested: list[Source], name: str, to_the_end: bool
+def _are_passed_on(source: Source) -> bool:
+    """Return whether the pipeline of a data set gives the metric what it counts."""
+    packing = [step for step in steps_below(source.config.get('pipeline'))
+               if class_of(step.get('type'), TRANSFORMS) is PackDetInputs]
+    return all('instances' in step.get('meta_keys', ()) for step in packing)
+
+
+def _image_disagreements(counted: Source, tested: list[Source], name: str, as_benchmark: bool
                          ) -> Iterator[str]:
-    images = dict(image for source in tested for image in source.images())
+    images = {id_: image for source in tested for id_, (image, *_) in source.images.items()}
     file, path = counted.annotations.images, counted.path
     unknown = [id_ for id_ in images if id_ not in file]
     missed = [id_ for id_ in file if id_ not in images]
-    other = [(image, file[id_][0]) for id_, (image, *_) in images.items()
+    other = [(image, file[id_][0]) for id_, image in images.items()
              if id_ in file and Path(image).stem != Path(file[id_][0]).stem]
-    if unknown or (missed and to_the_end):
+    if unknown or (missed and as_benchmark):
         yield (f'{name}.ann_file: {path} has other image ids than the images that are tested: '
                f'{len(unknown)} of {len(images)} tested images are not in it, {len(missed)} of its '
                f'{len(file)} are not tested. Give the file of the data set')
@@ -94,21 +145,24 @@ def _image_disagreements(counted: Source, tested: list[Source], name: str, to_th
                     f'ids, such as {other[0][1]} in place of {other[0][0]}')
 
 
-def _lacking(counted: Source, metric: str | list[str]) -> Iterator[str]:
+def _lacking(source: Source, metric: str | list[str]) -> Iterator[str]:
     metrics = [metric] if isinstance(metric, str) else metric
     needed = ['id', 'iscrowd', 'area', *(['bbox'] if metrics != ['segm'] else []),
               *(['segmentation'] if 'segm' in metrics else [])]
     for key in needed:
-        if count := counted.count(f'no {key}'):
-            yield (f'{counted.path} has {count} objects without {NEEDED.get(key, key)}, such as in '
-                   f"the entry of {counted.example(f'no {key}')}, which COCO's evaluation of "
-                   f'{listed(metrics)} needs: complete the file')
+        if found := source.having(f'no {key}'):
+            yield (f'{source.path} has {len(found)} objects without {NEEDED.get(key, key)}, such '
+                   f"as in the entry of {source.annotations.images[found[0]][0]}, which COCO's "
+                   f'evaluation of {listed(metrics)} needs: complete the file')
+    if source.having('id 0'):
+        yield Doubt(f'{source.path} has an object with the id 0, which pycocotools takes for none, '
+                    'so that it counts as missed: number the objects from 1')
 
 
 def benchmark_problem(config: Config, split: str) -> str | None:
     """Return why the results of a split could not be put beside the paper's."""
-    name, evaluator = f'{split}_evaluator', config[f'{split}_evaluator']
-    dataset = config[f'{split}_dataloader'].dataset
+    name, evaluator = f'{split}_evaluator', config.get(f'{split}_evaluator')
+    dataset = (config.get(f'{split}_dataloader') or {}).get('dataset') or {}
     if not is_coco_metric(evaluator) or not evaluator.get('ann_file'):
         return f'{name} has to be one CocoMetric with an ann_file, found {evaluator}'
     if evaluator.get('format_only'):

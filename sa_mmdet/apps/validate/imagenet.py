@@ -173,7 +173,8 @@ def _folder_problems(dataset: ConfigDict) -> Iterator[str]:
         yield (f'{folder} has no image of {len(empty)} of its {len(classes)} classes, such as '
                f'{empty[0]}: complete it')
         return
-    yield from damage([folder / classes[0] / firsts[classes[0]]])
+    if problem := damage([folder / classes[0] / firsts[classes[0]]]):
+        yield problem
 
 
 def _label_problems(dataset: ConfigDict) -> Iterator[str]:
@@ -196,8 +197,8 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
         yield (f'{file} lists {len(absent)} images that do not exist, such as '
                f'{folder / absent[0]}: correct their paths or complete the images; or remove '
                f'{file}, where they are in folders of their classes')
-    else:
-        yield from damage([folder / names[0]])
+    elif problem := damage([folder / names[0]]):
+        yield problem
 
 
 def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, int]:

@@ -1,10 +1,11 @@
 """Whether images are there, can be read, and have the size that their annotations are for."""
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
+import numpy as np
 from PIL import Image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
@@ -24,17 +25,17 @@ def absent_images(names: Iterable[str], folder: Path) -> list[str]:
     return absent
 
 
-def damage(images: Iterable[Path]) -> Iterator[str]:
-    """Yield which file is empty, a pointer to an image, an error page, ..., the first of them.
+def damage(images: Iterable[Path]) -> str | None:
+    """Return which file is empty, a pointer to an image, an error page, ...; None if none is.
 
-    One is read to its end, the beginnings of the others are.
+    The first is read to its end, of the others the beginning.
     """
     for number, image in enumerate(images):
-        if image.suffix.lower() in SUFFIXES and (not number or header(image) is None) and (
-                cv2.imread(str(image)) is None):
-            yield (f'{image} ({image.stat().st_size} bytes) is no image, or damaged: copy or '
-                   'download the images again')
-            return
+        looks_whole = number and header(image) is not None
+        if image.suffix.lower() in SUFFIXES and not looks_whole and _decoded(image) is None:
+            return (f'{image} ({image.stat().st_size} bytes) is not an image, or damaged: copy or '
+                    'download the images again')
+    return None
 
 
 def header(image: Path) -> tuple[int, int, int] | None:
@@ -52,15 +53,23 @@ def size_as_read(image: Path, expected: tuple[int, int]) -> tuple[int, int]:
     """Return width and height of an image as MMDetection reads it.
 
     Args:
-        image: the file; it is decoded only where its beginning does not tell that it is so.
+        image: the file; decoded only if the header does not already show the expected size.
         expected: width and height; returned where the image cannot be read.
     """
+    expected = tuple(expected)
     if header(image) == (*expected, 1):
         return expected
-    decoded = cv2.imread(str(image))
+    decoded = _decoded(image)
     return expected if decoded is None else decoded.shape[1::-1]
 
 
 def is_turned(image: Path) -> bool:
     """Return whether the EXIF orientation of an image turns it by a quarter."""
     return (header(image) or (0, 0, 1))[2] in TURNED
+
+
+def _decoded(image: Path) -> np.ndarray | None:
+    try:
+        return cv2.imread(str(image))
+    except cv2.error:  # beyond the largest that OpenCV reads
+        return None

@@ -1,51 +1,60 @@
 """Which class has which label: in annotations, in metainfo and in the heads of a model."""
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 
 from mmengine.config import ConfigDict
 
 from .config import Doubt, listed
 from .dataset import Source
+from .evaluation import Counted
+
+OTHER_PARTS = 'backbone', 'neck', 'reid', 'data_preprocessor', 'rpn_head', 'semantic_head'
+MOST_NAMES = 30  # that a message may list
 
 
-def label_problems(model: ConfigDict, trained: list[Source], evaluated: list[Source]
+def label_problems(model: ConfigDict, trained: list[Source], counted: list[Counted]
                    ) -> Iterator[str]:
     """Yield where labels have other names, or another number, than data sets and heads say.
 
     Args:
         model: config of a detector.
-        trained, evaluated: what it learns from, and what its predictions are looked up in.
+        trained: what it learns from.
+        counted: what its predictions are looked up in.
     """
-    sources = [*trained, *evaluated]
-    problems = [problem for source in sources for problem in _name_problems(source)]
-    yield from problems
-    if problems or is_open(model):
-        return
-    if problem := next(filter(None, (_disagreement(sources[0], other) for other in sources)), None):
-        yield problem
-        return
+    sources = [*trained, *(file.source for file in counted)]
+    wrong = [problem for source in sources for problem in _name_problems(source)]
+    if not wrong and not is_open(model):
+        wrong = list(filter(None, (_disagreement(sources[0], other) for other in sources)))[:1]
+    yield from wrong
     heads = heads_of(model)
-    problems = [problem for source in sources
-                for problem in _head_problems(heads, source, source in evaluated)]
-    yield from [problem for problem in problems if not isinstance(problem, Doubt)] or problems
+    doubts, problems = [], []
+    for source, file in [*((source, None) for source in trained),
+                         *((file.source, file) for file in counted)]:
+        # where a class is misspelt, the number is wrong for that alone
+        if not wrong or Counter(source.names) == Counter(source.classes):
+            found = list(_head_problems(heads, source, file))
+            doubts += [problem for problem in found if isinstance(problem, Doubt)]
+            problems += [problem for problem in found if not isinstance(problem, Doubt)]
+    yield from problems or doubts
 
 
 def _name_problems(source: Source) -> Iterator[str]:
     """Yield why labels would get the names of other classes, or none."""
     classes, names, path = source.classes, source.names, source.path
-    if isinstance(classes, str):
+    if 'CLASSES' in (source.config.get('metainfo') or {}):
+        yield 'metainfo.CLASSES is not read by MMDetection 3: write metainfo=dict(classes=(...))'
+    elif isinstance(classes, str):
         yield (f'metainfo.classes={classes!r} is neither a file nor a list of names: write '
                f'classes=({classes!r}, ) for one class, with the comma, or the path of a file with '
                'a class in each line')
-        return
-    if not names:
+    elif not names:
         yield (f'{path} has none of the {len(classes)} classes of its data set '
-               f'({listed(classes)}): its categories are {listed(source.annotations.categories)}. '
-               "Name these in the data set's metainfo=dict(classes=(...)), and their number in the "
-               "heads' num_classes")
-        return
-    wrong = [label for label, name in enumerate(names) if [name] != classes[label:label + 1]]
-    if wrong:
+               f'({listed(classes)}){_misspelt(source)}. {_remedy(source)}, and their number as '
+               'num_classes of the heads')
+    elif len(source.labels) != len(dict(source.labels)):
+        yield f'{path} has several categories of the same id: give each an id of its own'
+    elif wrong := [label for label, name in enumerate(names) if [name] != classes[label:label + 1]]:
         label, *more = wrong
         called = repr(classes[label]) if label < len(classes) else 'nothing'
         yield (f'label {label} is {names[label]!r} in {path} and would be called {called}'
@@ -64,41 +73,41 @@ def _disagreement(source: Source, other: Source) -> str | None:
     return None
 
 
-def _head_problems(heads: dict[str, int], source: Source, evaluated: bool) -> Iterator[str]:
-    """Yield the heads that have another number of classes than a file of annotations."""
-    path, classes, count = source.path, source.classes, len(source.names)
-    few = [option for option, number in heads.items() if number < count]
-    many = [option for option, number in heads.items() if number > count]
-    if few:
-        yield (f'{_options(few, heads)}, and {path} has {count} classes: objects of the others '
-               'would be taught as background. Give --cfg-options '
-               f'{_options(few, dict.fromkeys(few, count))}')
-        return
-    if not many:
-        return
-    if max(heads[option] for option in many) > len(classes):
-        problem = (f'{_options(many, heads)}, and {path} has {count} classes: MMDetection stops '
-                   'when a label beyond them is evaluated (IndexError). Give --cfg-options '
-                   f'{_options(many, dict.fromkeys(many, count))}')
-    else:
-        unknown = [name for name in classes if name not in source.names]
-        problem = (f'{path} has no category for {len(unknown)} of the {len(classes)} classes '
-                   f'({listed(unknown)}){_misspelt(source)}: MMDetection stops when one is '
-                   'evaluated (IndexError). Add it to the file, or leave it out of '
-                   'metainfo.classes and num_classes')
-    yield problem if evaluated else Doubt(problem)
-
-
-def _options(options: list[str], numbers: dict[str, int]) -> str:
-    return ' '.join(f'{option}={numbers[option]}' for option in options)
+def _head_problems(heads: dict[str, int], source: Source, counted: Counted | None
+                   ) -> Iterator[str]:
+    """Yield the heads that have another number of classes than what is trained, or counted."""
+    path, classes = source.path, source.classes
+    count = counted.labels if counted else len(source.names)
+    few = {option: count for option, number in heads.items() if number < count}
+    many = {option: count for option, number in heads.items() if number > count}
+    found = ' '.join(f'{option}={heads[option]}' for option in few or many)
+    remedy = 'Give --cfg-options ' + ' '.join(f'{option}={count}' for option in few or many)
+    if few and counted:
+        yield Doubt(f'{found}, and {path} has {count} classes: the others are never found. '
+                    f'{remedy}')
+    elif few:
+        yield (f'{found}, and {path} has {count} classes: objects of the others would be taught as '
+               f'background. {remedy}')
+    elif many:
+        if max(heads[option] for option in many) <= len(classes):
+            unknown = [name for name in classes if name not in source.names]
+            problem = (f'{path} has no category for {len(unknown)} of the {len(classes)} classes '
+                       f'({listed(unknown)}){_misspelt(source)}: MMDetection stops when one is '
+                       'evaluated (IndexError). Add it to the file, or leave it out of '
+                       'metainfo.classes and num_classes')
+        else:
+            problem = (f'{found}, and {path} has {count} classes: MMDetection stops when a label '
+                       f'beyond them is evaluated (IndexError). {remedy}')
+        yield problem if counted else Doubt(problem)
 
 
 def _near(source: Source) -> dict[str, str]:
     """Return the category that may be meant by each class that is none."""
-    unnamed = [name for name in source.annotations.categories if name not in source.classes]
-    near = {name: difflib.get_close_matches(name, unnamed, n=1)
+    unnamed = {str(name).strip().casefold(): name for _, name in source.annotations.categories
+               if name not in source.classes}
+    near = {name: difflib.get_close_matches(str(name).strip().casefold(), unnamed, n=1)
             for name in source.classes if name not in source.names}
-    return {name: found[0] for name, found in near.items() if found}
+    return {name: unnamed[found[0]] for name, found in near.items() if found}
 
 
 def _misspelt(source: Source) -> str:
@@ -110,16 +119,19 @@ def _remedy(source: Source) -> str:
     """Return what to write instead."""
     near = _near(source)
     meant = {near.get(name, name) for name in source.classes}
-    names = tuple(name for name in source.annotations.categories if name in meant)
-    if len(names) != len(source.classes):
-        return 'Name the categories of the file, in its order, each once'
-    return f'Write classes={names}'
+    categories = tuple(dict.fromkeys(name for _, name in source.annotations.categories))
+    names = tuple(name for name in categories if name in meant)
+    names = names if len(names) == len(source.classes) else categories
+    if len(names) > MOST_NAMES:
+        return ("Name the file's categories, in its order, in the data set's "
+                f'metainfo=dict(classes=(...)): {listed(names)}')
+    return f"Write the data set's metainfo=dict(classes={names})"
 
 
 def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
     """Return the number of classes of each head of a model, by the option that sets it.
 
-    Heads for other classes are left out: for objects as such, for stuff, for words of a text.
+    Class-agnostic, semantic and text-driven heads are left out, and whatever is not a head.
     """
     if isinstance(node, (list, tuple)):
         node = dict(enumerate(node))
@@ -129,7 +141,7 @@ def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
     for key, value in node.items():
         if key == 'num_classes' and isinstance(value, int):
             found[f'{path}.{key}'] = value
-        elif key not in ('rpn_head', 'semantic_head'):
+        elif key not in OTHER_PARTS:
             found |= heads_of(value, f'{path}.{key}')
     return found
 

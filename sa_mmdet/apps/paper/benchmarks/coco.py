@@ -62,7 +62,7 @@ class Coco(Benchmark):
         return folder / f'{DETECTIONS}.{task}.json'
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-        return coco_problems(config, splits, to_the_end=True)
+        return coco_problems(config, splits, as_benchmark=True)
 
     def describe(self, config: Config) -> dict:
         path = Path(config.test_evaluator.ann_file)
