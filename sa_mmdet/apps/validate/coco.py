@@ -187,9 +187,14 @@ def _mask_problems(source: Source) -> Iterator[str]:
 
 def _image_problems(source: Source, as_benchmark: bool) -> Iterator[str]:
     images, folder = list(source.images.values()), source.folder
-    looked_for = [name for name, *_ in images[:None if as_benchmark else IMAGES_LOOKED_FOR]]
     opened = images[::-(-len(images) // IMAGES_OPENED)] if images else []
-    if absent := absent_images(looked_for, folder):
+    if as_benchmark:
+        looked_for = [name for name, *_ in images]
+        absent = absent_images(looked_for, folder)
+    else:
+        looked_for = dict.fromkeys(name for name, *_ in [*images[:IMAGES_LOOKED_FOR], *opened])
+        absent = [name for name in looked_for if not (folder / name).is_file()]
+    if absent:
         yield (f'{len(absent)} of {len(looked_for)} images that {source.path} lists do not exist, '
                f'such as {folder / absent[0]}: complete the images, or say where they are by the '
                "data set's data_prefix")

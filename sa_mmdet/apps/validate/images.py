@@ -33,8 +33,9 @@ def damage(images: Iterable[Path]) -> str | None:
     for number, image in enumerate(images):
         looks_whole = number and header(image) is not None
         if image.suffix.lower() in SUFFIXES and not looks_whole and _decoded(image) is None:
-            return (f'{image} ({image.stat().st_size} bytes) is not an image, or damaged: copy or '
-                    'download the images again')
+            size = image.stat().st_size if image.exists() else 0  # a link to nowhere
+            return (f'{image} ({size} bytes) is not an image, or damaged: copy or download the '
+                    'images again')
     return None
 
 

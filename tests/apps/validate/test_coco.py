@@ -434,6 +434,20 @@ def _(made):
     made.sets[0].data_prefix.pop('img', None)
 
 
+@error('an image missing far behind', '1 of 110 images', 'images/146.png')
+def _(made):
+    made.train['images'] = [dict(id=i, file_name=f'{i}.png', height=48, width=64)
+                            for i in range(1, 151)]
+    made.missing.add('146.png')
+
+
+@error('a link to nowhere', '1 of 2 images', 'images/2.png')
+def _(made):
+    (made.root / 'images/2.png').unlink()
+    (made.root / 'images/2.png').symlink_to('nowhere.png')
+    made.missing.add('2.png')
+
+
 @error('an image missing in a folder', '1 of 2 images', 'images/cam 1/0001.png')
 def _(made):
     made.train['images'][0]['file_name'] = 'cam 1/0001.png'
