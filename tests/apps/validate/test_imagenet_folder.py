@@ -99,7 +99,7 @@ def test_class_without_images(root):
 
 def test_damaged_image(root):
     (root / 'val/n00000000/val_0.JPEG').write_text('<html>')
-    only(problems(root), 'val_0.JPEG (6 bytes) is no image, or damaged')
+    only(problems(root), 'val_0.JPEG (6 bytes) is not an image, or damaged')
 
 
 def test_labels_in_a_file(root):
