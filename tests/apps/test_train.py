@@ -234,21 +234,20 @@ def test_torch_distributed_starts_our_tool(tmp_path, script, args, expected):
 
 
 @pytest.mark.usefixtures('data')
-@pytest.mark.parametrize(('name', 'args', 'parts'), [
-    ('train.py', ['--amp'], ('error: --amp: ', 'Leave it out')),
+@pytest.mark.parametrize(('name', 'args', 'message'), [
+    ('train.py', ['--amp'], '^error: --amp: .* Leave it out'),
     ('train.py', ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
-     ('error: optim_wrapper.type=AmpOptimWrapper: ', 'Leave it out')),
-    ('test.py', ['a.pth', '--tta'], ('error: --tta: MaskRCNN finds masks', 'Leave it out')),
+     '^error: optim_wrapper.type=AmpOptimWrapper: .* Leave it out'),
+    ('test.py', ['a.pth', '--tta'], '^error: --tta: MaskRCNN finds masks, .* Leave it out'),
 ], ids=['amp', 'amp in the config', 'tta'])
-def test_options_that_cannot_work(tmp_path, name, args, parts):
+def test_options_that_cannot_work(tmp_path, monkeypatch, name, args, message):
     torch.save(dict(state_dict={}), tmp_path / 'a.pth')
     (tmp_path / 'config.py').write_text(
         f'_base_ = {str(MASKS)!r}\nmodel = dict(backbone=dict(init_cfg=None))')
-    result = tool(name, 'config.py', *args, cwd=tmp_path)
-    assert result.returncode == 1
-    for part in parts:
-        assert part in result.stderr
-    assert 'Traceback' not in result.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', [name, 'config.py', *args])
+    with pytest.raises(SystemExit, match=message):
+        run_tool(name, ('train', 'val') if name == 'train.py' else ('test', ))
 
 
 @pytest.mark.usefixtures('data')
