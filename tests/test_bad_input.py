@@ -459,7 +459,7 @@ DRAGON = edited(categories=[dict(id=1, name='dragon')])
     damaged('no images', TRAIN, edited(images=[]), '0 images'),
     damaged('no images to evaluate', VAL, edited(images=[]), '0 images'),
     damaged('no objects', TRAIN, edited(annotations=[]), '0 objects'),
-    damaged('other classes', TRAIN, DRAGON, 'dragon', 'metainfo=dict(classes=(...))'),
+    damaged('other classes', TRAIN, DRAGON, 'dragon', "metainfo=dict(classes=('dragon',))"),
     damaged('other classes to evaluate', VAL, DRAGON, 'dragon', 'num_classes'),
     damaged('an image is missing', TRAIN_IMAGE, os.remove, 'data_prefix'),
     damaged('the images are missing', 'val2017', shutil.rmtree, '--cfg-options'),

@@ -338,6 +338,13 @@ def test_gradients_add_up(call):
     of_x = terms_of_dz(call.operands(x), call.lay(dy.abs() + other.abs()))
     terms = dict.fromkeys(PARAMETERS, of_parameters) | dict(
         z=max(of_x, one['z'].abs().max().item()))
+    if call.implementation == 'reference':
+        # PyTorch's group norm takes the difference of two sums and divides it by the deviation: in
+        # a plane that is almost constant the difference is rounding, on some processors
+        variance = x.double().var((2, 3), correction=0)
+        condition = (x.double().abs().amax((2, 3)) * (variance + 1e-5).rsqrt()).max().item()
+        for name in ('sweight', 'gn_weight'):
+            terms[name] *= max(1., condition)
     for name, t in terms.items():
         assert_close(name, of_sum[name], one[name].double() + other_one[name].double(), t, ulps=16)
 

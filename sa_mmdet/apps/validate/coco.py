@@ -27,7 +27,7 @@ from .evaluation import (
 from .images import absent_images, damage, is_turned, size_as_read
 from .labels import label_problems
 
-WHERE = ('Say where it is: by data_root, ann_file and data_prefix of the data set, or their '
+WHERE = ('Give its place by data_root, ann_file and data_prefix of the data set, or by their '
          '--cfg-options, or by --data-root of reproduce.py. The configs here look for COCO, or a '
          'link to it, under data/coco of the folder where you start the command (README, "Data").')
 IMAGES_LOOKED_FOR = 100
@@ -151,9 +151,9 @@ def _source_problems(source: Source, as_benchmark: bool) -> Iterator[str]:
                'give the annotations of a data set that has some')
         return
     if source.names and not source.images:
-        yield (f'{path} has {len(annotations.images)} images, of which filter_cfg='
-               f'{source.config.get("filter_cfg")} and indices={source.config.get("indices")} '
-               'leave none: change these')
+        yield (f'{path} has {len(annotations.images)} images and {annotations.objects} objects, of '
+               f'which filter_cfg={source.config.get("filter_cfg")} and '
+               f'indices={source.config.get("indices")} leave none: give others')
         return
     for reason, (count, image) in annotations.unreadable.items():
         yield f'{path} has {count} {reason}, such as in the entry of {image}: complete the file'

@@ -123,9 +123,9 @@ def _remedy(source: Source) -> str:
     names = tuple(name for name in categories if name in meant)
     names = names if len(names) == len(source.classes) else categories
     if len(names) > MOST_NAMES:
-        return ("Name the file's categories, in its order, in the data set's "
-                f'metainfo=dict(classes=(...)): {listed(names)}')
-    return f"Write the data set's metainfo=dict(classes={names})"
+        return ("Give the data set metainfo=dict(classes=(...)) with the file's categories, in its "
+                f'order: {listed(names)}')
+    return f'Give the data set metainfo=dict(classes={names})'
 
 
 def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
