@@ -16,9 +16,10 @@ from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from sa_mmdet.apps.validate.config import dicts_below
 from sa_mmdet.models import ShuffleAttention
 from zoo.families import BACKBONE, PLUGIN, ZOO, find_backbone
-from zoo.inputs import dicts, make_batch
+from zoo.inputs import make_batch
 
 # Boxes before and after non-maximum suppression, those that a head is trained with, and layers with
 # gradient checkpoints (by fairscale).
@@ -66,7 +67,7 @@ def _attempt(path: str, route: str | None, side: int) -> list[str]:
 def _adapt(model: ConfigDict) -> list[str]:
     """Let a model work alone, on a CPU and with small images."""
     remarks = []
-    for node in dicts(model):
+    for node in dicts_below(model):
         for key in ('teacher_ckpt', 'batch_augments'):
             node.pop(key, None)
         node.update({key: min(node[key], most) for key, most in LIMITS.items()

@@ -1,12 +1,12 @@
 """Small random batches with what a config's training loads: boxes, masks, frames, ..."""
-from collections.abc import Iterator
-
 import numpy as np
 from mmdet.models.detectors.semi_base import SemiBaseDetector
 from mmdet.models.mot import BaseMOTModel
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs, demo_mm_proposals, demo_track_inputs
 from mmengine.config import Config
+
+from sa_mmdet.apps.validate.config import dicts_below
 
 OBJECTS = [3, 2]
 BRANCHES = ('sup', 'unsup_teacher', 'unsup_student')
@@ -27,23 +27,13 @@ def make_batch(config: Config, side: int, training: bool) -> dict:
     shapes = [(3, side, side)]
     if training:
         one_size = any(node.get('keep_ratio') is False
-                       for node in dicts(config.get('train_dataloader')))
+                       for node in dicts_below(config.get('train_dataloader')))
         shapes.append((3, side if one_size else side * 3 // 4, side))
     if training and issubclass(model, SemiBaseDetector):
         batches = {branch: _images(config, shapes) for branch in BRANCHES}
         return {key: {branch: batch[key] for branch, batch in batches.items()}
                 for key in ('inputs', 'data_samples')}
     return _images(config, shapes)
-
-
-def dicts(node) -> Iterator[dict]:
-    """Yield all dictionaries in a config."""
-    if isinstance(node, dict):
-        yield node
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for item in node:
-            yield from dicts(item)
 
 
 def _images(config: Config, shapes: list[tuple[int, int, int]]) -> dict:
@@ -65,12 +55,12 @@ def _images(config: Config, shapes: list[tuple[int, int, int]]) -> dict:
 def _loads(config: Config, option: str, *types: str) -> bool:
     """Whether a transform of the training has an option turned on, or is of one of the types."""
     return any(node.get(option) is True or node.get('type') in types
-               for node in dicts(config.get('train_dataloader')))
+               for node in dicts_below(config.get('train_dataloader')))
 
 
 def _num_classes(config: Config) -> int:
     """Return the fewest classes of all the heads."""
-    counts = [node[key] for node in dicts(config.model)
+    counts = [node[key] for node in dicts_below(config.model)
               for key in ('num_classes', 'num_things_classes') if key in node]
     if config.model.type != 'RPN' and not counts:
         raise ValueError(f'{config.model.type} has no classes of objects, of which inputs are made')

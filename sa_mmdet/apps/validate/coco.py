@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 
 from .annotations import read_annotations
-from .config import Doubt, datasets_below, listed, loader_problem
+from .config import Doubt, datasets_below, dicts_below, listed, loader_problem
 from .dataset import (
     Source,
     dataset_meta,
@@ -15,7 +15,6 @@ from .dataset import (
     has_local_images,
     is_coco,
     is_local,
-    steps_below,
 )
 from .evaluation import (
     annotation_file,
@@ -113,7 +112,7 @@ def _path_problems(config: Config, datasets: dict[str, list], evaluates: bool) -
 def _paths(dataset: ConfigDict) -> Iterator[Path]:
     """Yield the files and folders that a data set reads."""
     root, prefixes = dataset.get('data_root') or '', dict(dataset.get('data_prefix') or {})
-    steps = list(steps_below(dataset.get('pipeline')))
+    steps = list(dicts_below(dataset.get('pipeline')))
     if is_coco(dataset) and not any(step.get('with_seg') for step in steps):
         prefixes.pop('seg', None)
     if not has_local_images(dataset):
@@ -176,7 +175,7 @@ def _repeated_ids(source: Source) -> Iterator[str]:
 
 
 def _mask_problems(source: Source) -> Iterator[str]:
-    steps = steps_below(source.config.get('pipeline'))
+    steps = dicts_below(source.config.get('pipeline'))
     if any(step.get('with_mask') is True for step in steps) and (
             found := source.having('no mask')):
         yield (f'{source.path} has {len(found)} objects without a mask, such as in the entry of '

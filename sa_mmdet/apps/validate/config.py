@@ -182,6 +182,16 @@ def datasets_below(node) -> Iterator[ConfigDict]:
             yield from datasets_below(node.get(key))
 
 
+def dicts_below(node) -> Iterator[dict]:
+    """Yield all dicts in a part of a config, such as the steps of a pipeline and its branches."""
+    if isinstance(node, dict):
+        yield node
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            yield from dicts_below(item)
+
+
 def loader_problem(config: Config, split: str) -> str | None:
     """Return what is wrong if a config has no data loader for a split."""
     loader = config.get(f'{split}_dataloader')

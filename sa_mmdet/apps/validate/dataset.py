@@ -1,6 +1,5 @@
 """A data set in COCO's format, as a config describes it and MMDetection reads it."""
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import list_from_file
 
 from .annotations import Annotations, Id
-from .config import class_of
+from .config import class_of, dicts_below
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,7 @@ def is_local(dataset: ConfigDict) -> bool:
 
 def has_local_images(dataset: ConfigDict) -> bool:
     """Return whether the pipeline of a data set loads its images from this machine."""
-    return all(map(_is_local_backend, steps_below(dataset.get('pipeline'))))
-
-
-def steps_below(pipeline) -> Iterator[dict]:
-    """Yield the steps of a pipeline, and of the branches in it."""
-    if isinstance(pipeline, dict):
-        yield pipeline
-        pipeline = list(pipeline.values())
-    if isinstance(pipeline, (list, tuple)):
-        for step in pipeline:
-            yield from steps_below(step)
+    return all(map(_is_local_backend, dicts_below(dataset.get('pipeline'))))
 
 
 def _is_local_backend(config: dict) -> bool:

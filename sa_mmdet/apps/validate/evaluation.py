@@ -12,8 +12,8 @@ from mmengine.evaluator import Evaluator
 from mmengine.registry import EVALUATOR
 
 from .annotations import read_annotations
-from .config import Doubt, class_of, listed
-from .dataset import Source, steps_below
+from .config import Doubt, class_of, dicts_below, listed
+from .dataset import Source
 
 NEEDED = {'id': 'a number as id', 'segmentation': 'an outline as segmentation'}
 
@@ -120,7 +120,7 @@ def evaluation_problems(counted: Counted, tested: list[Source], name: str, as_be
 
 def _are_passed_on(source: Source) -> bool:
     """Return whether the pipeline of a data set gives the metric what it counts."""
-    packing = [step for step in steps_below(source.config.get('pipeline'))
+    packing = [step for step in dicts_below(source.config.get('pipeline'))
                if class_of(step.get('type'), TRANSFORMS) is PackDetInputs]
     return all('instances' in step.get('meta_keys', ()) for step in packing)
 
