@@ -1,8 +1,11 @@
-"""Attention layers, the backbones that hold them, and weights for these."""
-from . import attention, backbones
+"""Attention layers, the backbones and necks that hold them, and weights for these."""
+from . import attention, backbones, loading, necks
 from .attention import *  # noqa: F403
 from .backbones import *  # noqa: F403
 from .convert import ConversionError, attention_blocks, convert_state_dict
+from .necks import *  # noqa: F403
 
 __all__ = ['ConversionError', 'attention_blocks', 'convert_state_dict', *attention.__all__,
-           *backbones.__all__]
+           *backbones.__all__, *necks.__all__]
+
+loading.convert_weights_on_load()

@@ -5,9 +5,9 @@ case of shuffle attention, permutes the channels. Both are undone in the layers 
 the network with attention computes the function of the one without, and its attention is free to
 learn from there. The algebra is in docs/weights.md.
 """
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 
-from mmengine.logging import print_log
+from mmdet.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -20,6 +20,13 @@ class ConversionError(ValueError):
     """A checkpoint cannot be converted for a network; the message says why."""
 
 
+def listed(names: Iterable, most: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    names = [str(name) for name in names]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
 def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str]]:
     """Yield the bottlenecks below ``model`` that hold an attention layer after conv3.
 
@@ -30,6 +37,8 @@ def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, 
         ConversionError: an attention layer is elsewhere than first after conv3.
     """
     for name, block in model.named_modules():
+        if not isinstance(block, Bottleneck):
+            continue
         layers = [key for key, child in block.named_children() if isinstance(child, AttentionLayer)]
         if not layers:
             continue
@@ -80,12 +89,12 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
         raise ConversionError(
             f'the checkpoint has {len(attention) - len(missing_attention)} of the '
             f"{len(attention)} parameters of the network's attention. Missing are "
-            f'{_listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
+            f'{listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
             f"{len(convolutions)} bottlenecks of the network: it is of another depth. Missing are "
-            f'{_listed(missing)}')
+            f'{listed(missing)}')
     return True
 
 
@@ -95,7 +104,7 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
         others = [key for key in state_dict
                   if key.startswith(prefix) and key.removeprefix(prefix) not in known]
         if others:
-            raise ConversionError(f'the checkpoint has {_listed(others)}, of which the network '
+            raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
                                   f'knows nothing: {_remedy(others)}')
 
 
@@ -115,12 +124,6 @@ def _remedy(others: list[str]) -> str:
         return ('it is of SE with biases. Give the network them too: --cfg-options '
                 'model.backbone.attention.bias=True')
     return 'is it of another attention?'
-
-
-def _listed(names: list[str], most: int = 3) -> str:
-    """Return the first ``most`` names, and how many more there are."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
 
 
 def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDict) -> None:
@@ -159,13 +162,3 @@ def _check_shapes(keys: tuple, state_dict: StateDict, block: nn.Module, prefix: 
         if found != expected:
             raise ConversionError(f'{key} must have shape {tuple(expected)}, as in the network, '
                                   f'got {tuple(found)} in the checkpoint')
-
-
-def convert_on_load(model: nn.Module, state_dict: StateDict, prefix: str) -> None:
-    """``convert_state_dict`` for a network that is being loaded: says so in the log."""
-    converted = convert_state_dict(model, state_dict, prefix)
-    if converted:
-        print_log(
-            f'The checkpoint is of a network without attention: its {converted} bottlenecks were '
-            f'converted, so that {type(model).__name__} computes the same function '
-            '(convert_weights=False turns this off).', logger='current')

@@ -14,8 +14,8 @@ from sa_mmdet.models import (
     SAResNet,
     ShuffleAttention,
     SpatialGroupEnhance,
-    convert,
     convert_state_dict,
+    loading,
 )
 
 ATTENTION = [layer.__name__ for layer in LAYERS]
@@ -134,7 +134,7 @@ def test_conversion_can_be_turned_off():
 
 def test_says_so_once(monkeypatch):
     said = []
-    monkeypatch.setattr(convert, 'print_log', lambda message, **_: said.append(message))
+    monkeypatch.setattr(loading, 'print_log', lambda message, **_: said.append(message))
     model = SAResNet(50)
     model.load_state_dict(ResNet(50).state_dict())
     assert len(said) == 1

@@ -1,4 +1,5 @@
-"""What every attention layer shares: its checks, and its registration."""
+"""What every attention layer shares: its checks, its registration, and how it is found."""
+import inspect
 import math
 from numbers import Integral, Real
 
@@ -20,12 +21,70 @@ def register_attention(layer: type) -> type:
     return MODELS.register_module(module=layer)
 
 
-def check_positive_int(name: str, value: int) -> None:
+def find_layer(cfg: str | dict) -> dict:
+    """Return the config of an attention layer with its class as type.
+
+    Args:
+        cfg: the layer's type, or its config.
+
+    Raises:
+        TypeError: an option is not one of the layer's.
+        ValueError: there is no such layer.
+    """
+    if isinstance(cfg, str):
+        cfg = dict(type=cfg)
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise ValueError('attention must be the name of a layer or a config with a "type", such as '
+                         f"dict(type='ShuffleAttention', groups=32), got {cfg!r}")
+    layer = cfg['type']
+    if isinstance(layer, str):
+        layer = MODELS.get(layer)
+    if not isinstance(layer, type) or not issubclass(layer, nn.Module):
+        known = sorted(kind.__name__ for kind in AttentionLayer.__subclasses__())
+        raise ValueError(f'unknown attention type {cfg["type"]!r}: known are {", ".join(known)}, '
+                         'and any plugin layer registered in mmdet.registry.MODELS')
+    signature = inspect.signature(layer)
+    try:
+        signature.bind(in_channels=0, **{key: value for key, value in cfg.items()
+                                         if key not in ('type', 'postfix')})
+    except TypeError as error:
+        raise TypeError(f'attention {dict(cfg)}: {error}; {layer.__name__} takes '
+                        f'{signature}') from error
+    return dict(cfg, type=layer)
+
+
+def check_positive_int(name: str, value: int | str) -> None:
     """Raise TypeError or ValueError unless ``value`` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'{name} must be an integer, got {value!r}')
     if value < 1:
         raise ValueError(f'{name} must be at least 1, got {value}')
+
+
+def find_groups(in_channels: int, groups: int | str, parts: int = 1, most: int = 64) -> int:
+    """Return the number of groups of a layer, each of which has ``parts`` equal parts.
+
+    Args:
+        in_channels: channels of the input.
+        groups: the number, or 'auto' for the largest up to ``most`` that divides the channels.
+
+    Raises:
+        TypeError: ``groups`` is neither an integer nor 'auto'.
+        ValueError: it is below 1, or the channels do not divide.
+    """
+    if groups != 'auto':
+        check_positive_int('groups', groups)
+    fitting = [g for g in range(1, in_channels + 1) if in_channels % (parts * g) == 0]
+    by = f'{parts} * groups' if parts > 1 else 'groups'
+    if not fitting:
+        raise ValueError(f'in_channels={in_channels} is not divisible by {by}: an odd number of '
+                         'channels never is')
+    if groups == 'auto':
+        return max(g for g in fitting if g <= most)
+    if groups not in fitting:
+        raise ValueError(f'in_channels={in_channels} is not divisible by {by} = {parts * groups}: '
+                         f"use one of groups={fitting}, or 'auto' for the largest up to {most}")
+    return groups
 
 
 def check_bool(name: str, value: bool) -> None:
@@ -127,6 +186,17 @@ class AttentionLayer(nn.Module):
         """
         raise ValueError(f'{type(self).__name__} has no constant gate')
 
+    def unpermute(self, y: Tensor) -> Tensor:
+        """Return an output of the layer with every channel where it stood in the input.
+
+        Args:
+            y: (N, C, H, W).
+
+        Returns:
+            (N, C, H, W): ``y`` itself for a layer that moves no channel.
+        """
+        return y
+
     def source_channels(self) -> Tensor:
         """Return where each channel has to come from so that neutral parameters leave all in place.
 
@@ -134,7 +204,7 @@ class AttentionLayer(nn.Module):
             (C,), int64: with channel ``source_channels()[i]`` of a tensor put at place i, the
             layer gives the tensor back in its own order, times the factor of ``neutral_state``.
         """
-        return torch.arange(self.in_channels)
+        return self.unpermute(torch.arange(self.in_channels).reshape(1, -1, 1, 1)).flatten()
 
     def operations(self, height: int, width: int) -> dict[str, int]:
         """What the layer computes on one image, whichever implementation runs.

@@ -14,7 +14,7 @@ from .base import (
     AttentionLayer,
     check_bool,
     check_number,
-    check_positive_int,
+    find_groups,
     register_attention,
     sigmoid,
 )
@@ -22,16 +22,6 @@ from .base import (
 FC_CHOICES = ('affine', 'conv', 'none')
 
 torch.fx.wrap('shuffle_attention_reference')  # one node: sizes decide what it does
-
-
-def _check_groups(in_channels: int, groups: int) -> None:
-    check_positive_int('groups', groups)
-    if in_channels % (2 * groups):
-        fitting = [g for g in range(1, in_channels // 2 + 1) if in_channels % (2 * g) == 0]
-        advice = f'use one of groups={fitting}' if fitting else 'an odd number of channels never is'
-        raise ValueError(
-            f'in_channels={in_channels} is not divisible by 2 * groups = {2 * groups} '
-            f'(groups={groups}): {advice}')
 
 
 @register_attention
@@ -46,7 +36,7 @@ class ShuffleAttention(AttentionLayer):
 
     Args:
         in_channels: channels C of the input, divisible by 2 * groups.
-        groups: number of groups; 64 in the paper.
+        groups: number of groups; 64 in the paper. 'auto' takes the largest up to 64 that fits.
         eps: added to the variance in the group norm.
         gn: False leaves the spatial branch without group norm (Table 1, "w/o gn").
         shuffle: False leaves out the channel shuffle (Table 1, "w/o shuffle"). The state dict then
@@ -70,13 +60,13 @@ class ShuffleAttention(AttentionLayer):
 
     def __init__(self,
                  in_channels: int,
-                 groups: int = 64,
+                 groups: int | str = 64,
                  eps: float = 1e-5,
                  gn: bool = True,
                  shuffle: bool = True,
                  fc: str = 'affine'):
         super().__init__(in_channels)
-        _check_groups(in_channels, groups)
+        groups = find_groups(in_channels, groups, parts=2)
         check_number('eps', eps, minimum=0)
         check_bool('gn', gn)
         check_bool('shuffle', shuffle)
@@ -157,9 +147,8 @@ class ShuffleAttention(AttentionLayer):
                                      spatial_conv__weight=0., spatial_conv__bias=1.)
         return state, sigmoid(1.)
 
-    def source_channels(self) -> Tensor:
-        channels = torch.arange(self.in_channels)
-        return channels.reshape(-1, 2).T.reshape(-1) if self.shuffle else channels
+    def unpermute(self, y: Tensor) -> Tensor:
+        return torch.cat(y.unflatten(1, (-1, 2)).unbind(2), dim=1) if self.shuffle else y
 
     def operations(self, height: int, width: int) -> dict[str, int]:
         elements = self.in_channels * height * width

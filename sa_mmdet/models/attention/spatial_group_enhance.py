@@ -3,13 +3,7 @@ import torch.fx
 from torch import Tensor, nn
 
 from ...ops.reference import computed
-from .base import (
-    AttentionLayer,
-    check_number,
-    check_positive_int,
-    register_attention,
-    sigmoid,
-)
+from .base import AttentionLayer, check_number, find_groups, register_attention, sigmoid
 
 torch.fx.wrap('computed')
 torch.fx.wrap('standardised')
@@ -25,7 +19,7 @@ class SpatialGroupEnhance(AttentionLayer):
 
     Args:
         in_channels: channels C of the input, divisible by ``groups``.
-        groups: number of groups; 64 in the paper.
+        groups: number of groups; 64 in the paper. 'auto' takes the largest up to 64 that fits.
         eps: added to the standard deviation.
 
     Shape:
@@ -39,15 +33,10 @@ class SpatialGroupEnhance(AttentionLayer):
 
     _abbr_ = 'sge'
 
-    def __init__(self, in_channels: int, groups: int = 64, eps: float = 1e-5):
+    def __init__(self, in_channels: int, groups: int | str = 64, eps: float = 1e-5):
         super().__init__(in_channels)
-        check_positive_int('groups', groups)
-        if in_channels % groups:
-            fitting = [g for g in range(1, in_channels + 1) if in_channels % g == 0]
-            raise ValueError(f'in_channels={in_channels} is not divisible by groups={groups}: use '
-                             f'one of groups={fitting}')
         check_number('eps', eps, minimum=0)
-        self.groups = groups
+        self.groups = groups = find_groups(in_channels, groups)
         self.eps = eps
         self.weight = nn.Parameter(torch.zeros(1, groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, groups, 1, 1))

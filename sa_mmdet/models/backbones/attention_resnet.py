@@ -1,50 +1,15 @@
 """ResNet with an attention layer at the end of every bottleneck."""
-import inspect
-
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...environment import torchvision_problem
 from ...ops.dispatch import route
-from ..attention import AttentionLayer, ShuffleAttention
-from ..attention.base import check_bool, check_feature_map
-from ..convert import convert_on_load
+from ..attention import ShuffleAttention
+from ..attention.base import check_bool, check_feature_map, find_layer
 from .attention_bottleneck import AttentionBottleneck
 from .channels_last import in_channels_last
 from .folding import conv_norm
-
-
-def find_layer(cfg: str | dict) -> dict:
-    """Return the config of an attention layer with its class as type.
-
-    Args:
-        cfg: the layer's type, or its config.
-
-    Raises:
-        TypeError: an option is not one of the layer's.
-        ValueError: there is no such layer.
-    """
-    if isinstance(cfg, str):
-        cfg = dict(type=cfg)
-    if not isinstance(cfg, dict) or not cfg.get('type'):
-        raise ValueError('attention must be the name of a layer or a config with a "type", such as '
-                         f"dict(type='ShuffleAttention', groups=32), got {cfg!r}")
-    layer = cfg['type']
-    if isinstance(layer, str):
-        layer = MODELS.get(layer)
-    if not isinstance(layer, type) or not issubclass(layer, nn.Module):
-        known = sorted(kind.__name__ for kind in AttentionLayer.__subclasses__())
-        raise ValueError(f'unknown attention type {cfg["type"]!r}: known are {", ".join(known)}, '
-                         'and any plugin layer registered in mmdet.registry.MODELS')
-    signature = inspect.signature(layer)
-    try:
-        signature.bind(in_channels=0, **{key: value for key, value in cfg.items()
-                                         if key not in ('type', 'postfix')})
-    except TypeError as error:
-        raise TypeError(f'attention {dict(cfg)}: {error}; {layer.__name__} takes '
-                        f'{signature}') from error
-    return dict(cfg, type=layer)
 
 
 @MODELS.register_module()
@@ -140,11 +105,6 @@ class AttentionResNet(ResNet):
         if self.deep_stem:
             return self.stem(x)
         return self.relu(conv_norm(self.conv1, self.norm1, x, route(x)))
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        if self.convert_weights:
-            convert_on_load(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def init_weights(self) -> None:
         """Initialise as ``init_cfg`` says.

@@ -1,0 +1,74 @@
+"""Weights of a network without attention are converted when one with attention loads them.
+
+A module cannot see the weights of those beside it. So the backbone around the attention, and the
+list of necks around ``FeatureAttention``, get a hook that runs before they load anything; by
+PyTorch's own hook for modules that become a part of another, whoever builds them.
+"""
+import logging
+from collections.abc import Callable
+
+from mmdet.models.backbones.resnet import ResNet
+from mmengine.logging import print_log
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from .attention import AttentionLayer
+from .backbones import AttentionResNet
+from .convert import ConversionError, StateDict, convert_state_dict
+from .necks import FeatureAttention
+from .necks.insert import insert_among_children
+
+
+def convert_weights_on_load() -> None:
+    """Have every module that is built from now on convert what it loads."""
+    register_module_module_registration_hook(_watch)
+
+
+def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
+    """Let ``parent``, of which ``child`` becomes a part, convert plain weights that it loads."""
+    if isinstance(child, FeatureAttention):
+        _add_hook(parent, _insert_feature_attention)
+    elif isinstance(parent, ResNet) and isinstance(child, nn.Module) and any(
+            isinstance(module, AttentionLayer) for module in child.modules()):
+        _add_hook(parent, _convert_bottlenecks)
+
+
+def _add_hook(module: nn.Module, hook: Callable) -> None:
+    hooks = module._load_state_dict_pre_hooks.values()
+    if not any(getattr(known, 'hook', known) is hook for known in hooks):
+        module._register_load_state_dict_pre_hook(hook, with_module=True)
+
+
+def _convert_bottlenecks(backbone: ResNet, state_dict: StateDict, prefix: str, *_) -> None:
+    is_own = isinstance(backbone, AttentionResNet)
+    if is_own and not backbone.convert_weights:
+        return
+    try:
+        converted = convert_state_dict(backbone, state_dict, prefix)
+    except ConversionError as error:
+        if is_own:
+            raise
+        if not _has_attention(backbone, state_dict, prefix):  # a plugin's backbone has no switch
+            print_log(f'The checkpoint is of a network without attention, and is loaded as it is: '
+                      f'{error}. So {type(backbone).__name__} does not compute the same function.',
+                      logger='current', level=logging.WARNING)
+        return
+    if converted:
+        switch = ' (convert_weights=False turns this off)' if is_own else ''
+        print_log(
+            f'The checkpoint is of a network without attention: its {converted} bottlenecks were '
+            f'converted, so that {type(backbone).__name__} computes the same function{switch}.',
+            logger='current')
+
+
+def _has_attention(backbone: nn.Module, state_dict: StateDict, prefix: str) -> bool:
+    return any(f'{prefix}{name}.{key}' in state_dict for name, layer in backbone.named_modules()
+               if isinstance(layer, AttentionLayer) for key in layer.state_dict())
+
+
+def _insert_feature_attention(parent: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
+    if insert_among_children(parent, state_dict, prefix):
+        places = prefix.removesuffix('.') or 'all others'
+        print_log(
+            'The checkpoint is of a detector without FeatureAttention, which starts as the '
+            f'identity; the weights of {places} have their places beside it.', logger='current')

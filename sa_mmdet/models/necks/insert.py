@@ -1,0 +1,80 @@
+"""Give the weights of necks their places beside ``FeatureAttention``.
+
+In a list of necks the keys are numbered: those of ``neck.`` become ``neck.0.`` where the attention
+follows, and ``neck.1.`` where it comes first.
+"""
+from torch import nn
+
+from ..convert import ConversionError, StateDict, listed
+from .feature_attention import FeatureAttention
+
+
+def insert_feature_attention(model: nn.Module, state_dict: StateDict, prefix: str = '') -> int:
+    """Convert, in place, the weights of a detector without ``FeatureAttention`` for one with it.
+
+    The weights of other necks move to their new places, and the attention gets its neutral
+    parameters, so that the detector computes the same function.
+
+    Args:
+        model: the detector with attention, or a part of it.
+        state_dict: weights of the same without; the tensors themselves are not written.
+        prefix: of ``model`` in ``state_dict``, such as 'neck.'.
+
+    Returns:
+        The number of attention modules that ``state_dict`` did not have.
+
+    Raises:
+        ConversionError: ``state_dict`` has a part of the attention's parameters, more than it has,
+            or attention in another place.
+    """
+    return sum(insert_among_children(parent, state_dict, f'{prefix}{name}.' if name else prefix)
+               for name, parent in model.named_modules()
+               if any(isinstance(child, FeatureAttention) for child in parent.children()))
+
+
+def insert_among_children(parent: nn.Module, state_dict: StateDict, prefix: str) -> int:
+    """``insert_feature_attention`` for the children of one module, such as a list of necks."""
+    children = dict(parent.named_children())
+    attention = {name: child for name, child in children.items()
+                 if isinstance(child, FeatureAttention)}
+    others = {name: child for name, child in children.items() if name not in attention}
+    theirs = [key for key in state_dict if key.startswith(prefix)]
+    if not theirs and any(child.state_dict() for child in others.values()):
+        return 0
+    names = {key for child in attention.values() for key in child.state_dict()}
+
+    def is_of_attention(key: str) -> bool:
+        child, _, name = key.removeprefix(prefix).partition('.')
+        return name in names or (child in attention and name.startswith('layers.'))
+
+    own = {f'{prefix}{name}.{key}'
+           for name, child in attention.items() for key in child.state_dict()}
+    found = set(filter(is_of_attention, theirs))
+    if found and found != own:
+        has = f'has {listed(sorted(found - own))}' if found - own else (
+            f'lacks {listed(sorted(own - found))}')
+        raise ConversionError(
+            f'the checkpoint {has}, unlike the network with its '
+            f'{" and ".join(type(child).__name__ for child in children.values())}: give the config '
+            'that it was trained with, or a checkpoint without FeatureAttention')
+    if found:
+        return 0
+    if isinstance(parent, nn.Sequential):
+        _renumber(others, state_dict, prefix, theirs)
+    for name, child in attention.items():
+        state_dict.update({f'{prefix}{name}.{key}': value
+                           for key, value in child.neutral_state().items()})
+    return len(attention)
+
+
+def _renumber(others: dict[str, nn.Module], state_dict: StateDict, prefix: str,
+              keys: list[str]) -> None:
+    """Move the weights of a neck, or of a list of them, to the places that they have here."""
+    places = {f'{prefix}{number}.': name for number, name in enumerate(others)}
+    if len(others) == 1:
+        (name, neck), = others.items()
+        if any(prefix + key in state_dict for key in neck.state_dict()):
+            places = {prefix: name}
+    moved = {f'{prefix}{name}.{key.removeprefix(start)}': state_dict.pop(key)
+             for start, name in places.items() for key in keys if key.startswith(start)}
+    state_dict.update(moved)

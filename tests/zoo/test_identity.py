@@ -1,0 +1,109 @@
+"""FeatureAttention changes no detection, whichever detector it is put into, and wherever."""
+import copy
+
+import pytest
+import torch
+from mmdet.apis import inference_detector, init_detector
+from mmengine.config import Config
+from mmengine.runner import save_checkpoint
+from torch import nn
+
+from sa_mmdet.apps.validate.config import dicts_below
+from zoo.families import ZOO
+
+DETECTORS = [
+    'faster_rcnn/faster-rcnn_r50_fpn_1x_coco', 'retinanet/retinanet_r50_fpn_1x_coco',
+    'yolox/yolox_s_8xb8-300e_coco', 'rtmdet/rtmdet_s_8xb32-300e_coco',
+    'detr/detr_r50_8xb2-150e_coco', 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco', 'ssd/ssd300_coco',
+    'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco']
+SCORES = 'cls', 'obj', 'centerness'  # what layers that make scores are called
+
+
+def read(name: str) -> Config:
+    """A config without files of weights, whose images are small."""
+    config = Config.fromfile(ZOO / f'{name}.py')
+    for node in dicts_below(config.model):
+        if isinstance(node.get('init_cfg'), dict) and node['init_cfg'].get('checkpoint'):
+            node['init_cfg'] = None
+        if 'score_thr' in node:
+            node['score_thr'] = 0.05
+    for node in dicts_below(config.test_dataloader.dataset.pipeline):
+        node.update({key: (320, 320) for key in ('scale', 'size') if key in node and
+                     'ssd' not in name})
+    return config
+
+
+def build(config: Config, checkpoint: str | None = None) -> nn.Module:
+    detector = init_detector(copy.deepcopy(config), checkpoint, device='cpu')
+    if config.model.type == 'SingleStageDetector':  # SSD
+        detector.bbox_head.loss_cls = None  # https://github.com/open-mmlab/mmdetection/issues/11063
+    return detector
+
+
+def give_weights(detector: nn.Module, image: str) -> None:
+    """Random weights and statistics, with which features keep their size and scores differ."""
+    detector.init_weights()
+    for name, value in detector.state_dict().items():
+        if 'running_var' in name:
+            value.uniform_(0.5, 1.5)
+        elif 'running_mean' in name:
+            value.normal_(0, 0.1)
+
+    done = set()
+
+    def normalise(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+        if layer in done:  # heads are shared by all levels
+            return output
+        done.add(layer)
+        layer.weight.data *= layer.deviation / output.std().clamp(min=1e-6)
+        if layer.bias is not None:
+            nn.init.constant_(layer.bias, layer.mean)
+        return layer.forward(*inputs)
+
+    hooks = []
+    for name, layer in detector.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            makes_scores = any(word in name for word in SCORES)
+            layer.mean, layer.deviation = -float(makes_scores), 0.2 if 'reg' in name else 1
+            hooks.append(layer.register_forward_hook(normalise))
+    inference_detector(detector, image)
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize('name', DETECTORS, ids=lambda name: name.split('/')[1].split('_')[0])
+def test_same_detections(name, coco_tiny, tmp_path):
+    images = [str(path) for path in sorted((coco_tiny / 'val2017').glob('*.jpg'))[:2]]
+    torch.manual_seed(0)
+    config = read(name)
+    plain = build(config)
+    give_weights(plain, images[0])
+    path = str(tmp_path / 'plain.pth')
+    save_checkpoint(dict(meta=dict(dataset_meta=plain.dataset_meta),
+                         state_dict=plain.state_dict()), path)
+    channels = []
+    plain.neck.register_forward_hook(lambda _, inputs, outputs: channels.append(
+        [[x.shape[1] for x in maps] for maps in (inputs[0], outputs)]))
+    before = [inference_detector(plain, image).pred_instances for image in images]
+    assert min(map(len, before)) > 0
+
+    neck = config.model.neck
+    attention = [dict(type='FeatureAttention', in_channels=maps,
+                      attention=dict(type='ShuffleAttention', groups='auto'))
+                 for maps in channels[0]]
+    for necks in ([attention[0], neck], [neck, attention[1]]):
+        config.model.neck = necks
+        detector = build(config, path)
+        for image, expected in zip(images, before, strict=True):
+            assert_same(inference_detector(detector, image).pred_instances, expected)
+
+
+def assert_same(found, expected):
+    """In any order of those whose scores are equal but for rounding."""
+    assert len(found) == len(expected)
+    distance = (found.bboxes[:, None] - expected.bboxes).abs().amax(2)
+    other = (found.labels[:, None] != expected.labels) | (
+        (found.scores[:, None] - expected.scores).abs() > 1e-5)
+    distance.masked_fill_(other, torch.inf)
+    assert distance.amin(0).max() < 1e-3
+    assert distance.amin(1).max() < 1e-3
