@@ -16,22 +16,23 @@ from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from sa_mmdet.apps.validate.config import dicts_below
-from sa_mmdet.models import ShuffleAttention
-from zoo.families import BACKBONE, PLUGIN, ZOO, find_backbone
+from sa_mmdet.apps.validate.config import detector_of, dicts_below
+from sa_mmdet.models import FeatureAttention, ShuffleAttention
+from zoo.families import BACKBONE, NECK, PLUGIN, ZOO
 from zoo.inputs import make_batch
 
 # Boxes before and after non-maximum suppression, those that a head is trained with, and layers with
 # gradient checkpoints (by fairscale).
 LIMITS = dict(nms_pre=200, max_per_img=100, num=64, num_cp=0)
 # The top of the pyramid is smaller than what works on it.
-TOO_SMALL = re.compile('input image is smaller than kernel|selected index k out of range')
+TOO_SMALL = re.compile(
+    "smaller than kernel|selected index k out of range|Kernel size can't be greater")
 
 
-def attempt(path: str, route: str | None) -> list[str]:
+def attempt(path: str, route: str | None, side: int = 64) -> list[str]:
     """Build a detector of the zoo, compute loss and gradients, and predict; on the CPU.
 
-    Without a route it has no attention. Images have 64 pixels, or 384 where that is too small.
+    Without a route it has no attention. Images have ``side`` pixels, or 384 where these are too few.
 
     Returns:
         Remarks on what is not as the config has it.
@@ -42,7 +43,7 @@ def attempt(path: str, route: str | None) -> list[str]:
         Exception: whatever MMDetection raises.
     """
     try:
-        return _attempt(path, route, 64)
+        return _attempt(path, route, side)
     except Exception as error:
         if not TOO_SMALL.search(str(error)):
             raise
@@ -54,11 +55,16 @@ def _attempt(path: str, route: str | None, side: int) -> list[str]:
         seed(0)
     config = Config.fromfile(ZOO / path)
     init_default_scope(config.get('default_scope', 'mmdet'))
-    remarks = _adapt(config.model) + _add_attention(find_backbone(config.model), route)
+    remarks = _adapt(config.model)
+    detector = detector_of(config.model)
+    if route == NECK:
+        _add_to_necks(detector, side)
+    else:
+        remarks += _add_attention(detector.backbone, route)
     model = MODELS.build(config.model)
     _initialise(model)
     if route:
-        _check_blocks(model)
+        _check_places(model, route)
     _train(model, make_batch(config, side, training=True))
     _predict(model, make_batch(config, side, training=False))
     return remarks
@@ -94,11 +100,31 @@ def _add_attention(backbone: ConfigDict, route: str | None) -> list[str]:
     return [f'groups={groups}'] if groups != 64 else []
 
 
+def _add_to_necks(detector: ConfigDict, side: int) -> None:
+    """Put FeatureAttention behind the neck, or behind the backbone if the neck gives no maps."""
+    necks = detector.get('neck') or []
+    necks = necks if isinstance(necks, list) else [necks]
+    with torch.no_grad():
+        backbone = MODELS.build(detector.backbone)(torch.zeros(1, 3, side, side))
+        neck = MODELS.build(necks)(backbone)
+    maps = neck if _wide(neck) else backbone
+    channels = [x.shape[1] for x in maps]
+    attention = dict(
+        type='FeatureAttention', attention=dict(type='ShuffleAttention', groups='auto'),
+        in_channels=channels if len(set(channels)) > 1 else channels[0], levels=_wide(maps))
+    detector.neck = [*necks, attention] if maps is neck else [attention, *necks]
+
+
+def _wide(maps) -> list[int]:
+    """Return the numbers of the maps of more than one position."""
+    return [level for level, x in enumerate(maps) if x.shape[2:].numel() > 1]
+
+
 def _initialise(model: nn.Module) -> None:
     """Give weights without files, in which a signal and all gradients of attention survive."""
     for module in model.modules():
         init = getattr(module, 'init_cfg', None)
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+        if isinstance(init, dict) and 'checkpoint' in init:
             module.init_cfg = None
         if isinstance(getattr(module, 'pretrained', None), str):
             module.pretrained = None
@@ -119,8 +145,11 @@ def _initialise(model: nn.Module) -> None:
                 nn.init.normal_(parameter, 0.5, 0.1)
 
 
-def _check_blocks(model: nn.Module) -> None:
+def _check_places(model: nn.Module, route: str) -> None:
     detector = getattr(model, 'student', getattr(model, 'detector', model))
+    if route == NECK:
+        assert any(isinstance(neck, FeatureAttention) for neck in detector.neck)
+        return
     for name, block in detector.backbone.named_modules():
         assert not isinstance(block, Bottleneck) or any(
             isinstance(child, ShuffleAttention) for child in block.children()), (
@@ -134,13 +163,18 @@ def _train(model: nn.Module, batch: dict) -> None:
     loss, _ = model.parse_losses(model(**model.data_preprocessor(batch, True), mode='loss'))
     assert loss.isfinite(), f'the loss is {loss.item()}'
     loss.backward()
+    learns = {}
     for layer, module in model.named_modules():
         if isinstance(module, ShuffleAttention):
-            for name, parameter in module.named_parameters(layer):
+            # of FeatureAttention one layer for all: the loss may leave out maps of a small image
+            place = re.sub(r'\.layers\.\d+$', '', layer)
+            for name, parameter in module.named_parameters():
                 gradient = parameter.grad
-                assert not parameter.requires_grad or (
-                    gradient is not None and gradient.any()), f'{name} gets no gradient'
-                assert gradient is None or gradient.isfinite().all(), f'{name} has {gradient}'
+                assert gradient is None or gradient.isfinite().all(), f'{layer}.{name}: {gradient}'
+                if parameter.requires_grad:
+                    learns[f'{place}.{name}'] = learns.get(f'{place}.{name}', False) or (
+                        gradient is not None and bool(gradient.any()))
+    assert all(learns.values()), f'{min(learns, key=learns.get)} gets no gradient'
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ from mmengine.config import Config, ConfigDict
 from zoo.reasons import explain
 
 ZOO = Path(mmdet.__file__).parent / '.mim/configs'
-ROUTES = PLUGIN, BACKBONE = 'plugin', 'SAResNet'
+ROUTES = PLUGIN, BACKBONE, NECK = 'plugin', 'SAResNet', 'FeatureAttention'
 
 
 class Family(NamedTuple):
     """A config, relative to the zoo, its backbone in words, and how attention can go into it.
 
-    Where no backbone takes plugins there is no config, and ``backbone`` tells those of the folder.
+    Where there is no detector that can be built there is no config, and ``backbone`` says why.
     """
     name: str
     config: str | None
@@ -37,30 +37,32 @@ def family_names() -> list[str]:
 def find_family(name: str) -> Family:
     """Choose the config to try: always the same one for the same zoo.
 
-    Of the configs whose backbone takes plugins, whole detectors come before trackers, region
+    Configs whose backbone takes plugins come first, and whole detectors before trackers, region
     proposal networks and what needs their proposals; then the family's most frequent kind of
     backbone (its type, with or without DCN, with or without plugins of its own); then the
-    shallowest with bottlenecks, so ResNet-50; then the shortest name.
+    shallowest with bottlenecks, so ResNet-50; then the narrowest, and the shortest name.
     """
     models, problems = _load(name)
-    backbones = {path: find_backbone(model) for path, model in models.items()}
-    paths = [path for path, backbone in backbones.items() if backbone and _takes_plugins(backbone)]
-    if not paths:
-        types = {(backbones[path] or models[path]).type.removeprefix('mmdet.') for path in models}
+    backbones = {path: backbone for path, model in models.items()
+                 if (backbone := find_backbone(model)) and _class_of(backbone)}
+    with_plugins = [path for path, backbone in backbones.items() if _takes_plugins(backbone)]
+    if not backbones:
+        types = {(find_backbone(model) or model).type for model in models.values()}
         return Family(name, None, ', '.join(sorted(types or problems or {'no detector'})))
+    paths = with_plugins or list(backbones)
     frequency = Counter(_kind(backbones[path]) for path in paths)
 
     def rank(path: Path) -> tuple:
         model, backbone, kind = models[path], backbones[path], _kind(backbones[path])
         proposes = 'backbone' not in model or model.type in ('RPN', 'FastRCNN')
-        depth = backbone.get('depth', 0)
-        return (proposes, -frequency[kind], kind, depth in (18, 34), depth, len(path.name),
+        depth, width = backbone.get('depth', 0), backbone.get('widen_factor', 1)
+        return (proposes, -frequency[kind], kind, depth in (18, 34), depth, width, len(path.name),
                 path.name)
 
     path = min(paths, key=rank)
     plain = backbones[path].type in ('ResNet', 'mmdet.ResNet')
-    return Family(name, path.relative_to(ZOO).as_posix(), _describe(backbones[path]),
-                  ROUTES if plain else (PLUGIN, ))
+    routes = ((PLUGIN, BACKBONE) if plain else (PLUGIN, )) if with_plugins else (NECK, )
+    return Family(name, path.relative_to(ZOO).as_posix(), _describe(backbones[path]), routes)
 
 
 def find_backbone(model: ConfigDict) -> ConfigDict | None:
@@ -82,14 +84,17 @@ def _load(name: str) -> tuple[dict[Path, ConfigDict], set[str]]:
     return {path: model for path, model in models.items() if model is not None}, problems
 
 
+def _class_of(backbone: ConfigDict) -> type | None:
+    try:
+        return MODELS.get(backbone.type)
+    except ImportError:
+        return None
+
+
 def _takes_plugins(backbone: ConfigDict) -> bool:
     """Whether the class of a backbone, or a class that it inherits from, has ``plugins``."""
-    try:
-        cls = MODELS.get(backbone.type)
-    except ImportError:
-        return False
-    return cls is not None and any(
-        'plugins' in inspect.signature(base.__init__).parameters for base in cls.__mro__[:-1])
+    return any('plugins' in inspect.signature(base.__init__).parameters
+               for base in _class_of(backbone).__mro__[:-1])
 
 
 def _kind(backbone: ConfigDict) -> tuple[bool, bool, bool, str]:
@@ -104,4 +109,5 @@ def _describe(backbone: ConfigDict) -> str:
     words = [str(layer['type']) for layer in layers if layer.get('type', 'BN') != 'BN']
     words += [key for key in ('deep_stem', 'avg_down') if backbone.get(key)]
     words += ['caffe'] if backbone.get('style') == 'caffe' else []
-    return ', '.join([f'{backbone.type} {backbone.get("depth") or backbone.get("arch")}', *words])
+    size = backbone.get('depth') or backbone.get('arch') or ''
+    return ', '.join([f'{backbone.type} {size}'.strip(), *words])

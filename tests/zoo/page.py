@@ -12,13 +12,15 @@ BEGIN, END = '<!-- zoo: begin -->\n', '\n<!-- zoo: end -->'
 WORKS, CANNOT_RUN, FAILS = 'works', 'cannot run', 'fails'
 INTRODUCTION = """## In MMDetection's own configs
 
-Written by `make zoo`. A config of every family (folder) of MMDetection's zoo whose backbone
-takes plugins gets shuffle attention in every bottleneck: by the *plugin* `ShuffleAttention` at
-`after_conv3`, and where the backbone is a `ResNet`, by `SAResNet` in its place. Each detector is
-built without pretrained weights, computes loss and gradients of two small random images (or two
-frames), and predicts, on a CPU. It *works* if the loss is finite, every attention parameter that
-is not frozen has a finite gradient other than zero, and there are predictions. What does not work
-is tried again as MMDetection has it, without attention: it *cannot run* here if that stops for the
+Written by `make zoo`. A config of every family (folder) of MMDetection's zoo gets shuffle
+attention. Where the backbone takes plugins, it is in every bottleneck: by the *plugin*
+`ShuffleAttention` at `after_conv3`, and where the backbone is a `ResNet`, by `SAResNet` in its place.
+Elsewhere it is on every map behind the neck, or behind the backbone where there is no neck, by
+`FeatureAttention`. Each detector is built without pretrained weights, computes loss and gradients
+of two small random images (or two frames), and predicts, on a CPU. It *works* if the loss is finite,
+every attention parameter that is not frozen has a finite gradient other than zero (of
+`FeatureAttention` in one of its layers), and there are predictions. What does not work is tried
+again as MMDetection has it, without attention: it *cannot run* here if that stops for the
 same reason, and *fails* if only attention stops it."""
 
 
@@ -68,10 +70,11 @@ def _render() -> str:
             others.append(f'{name} ({next(iter(rows.values()))["backbone"]})')
     return '\n'.join([
         INTRODUCTION, '',
-        *_table('stack, families tried, work, by plugin, by SAResNet, cannot run, fail, versions',
+        *_table('stack, families tried, work, by plugin, by SAResNet, by FeatureAttention, '
+                'cannot run, fail, versions',
                 [_counts(stack, results) for stack, results in stacks.items()]), '',
-        *_table('family, config, backbone, plugin, SAResNet, remarks', tried), '',
-        'Families without a backbone that takes plugins, which were not tried: '
+        *_table('family, config, backbone, plugin, SAResNet, FeatureAttention, remarks', tried), '',
+        'Families without a detector of MMDetection that can be built here, which were not tried: '
         f'{"; ".join(others)}.'])
 
 
