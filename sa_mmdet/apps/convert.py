@@ -14,6 +14,7 @@ from ..checkpoint.read import read_checkpoint
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..models.convert import ConversionError, attention_blocks, convert_state_dict
+from ..models.necks import FeatureAttention, insert_feature_attention
 from ..version import __version__
 from .validate.config import class_of, detector_of
 from .validate.labels import heads_of
@@ -32,10 +33,11 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     converted; weights that have it, or are for a network that has none, are only renamed.
 
     Args:
-        config: of a detector, with attention in its backbone, as backbone or as plugin, or without.
+        config: of a detector, with attention in its backbone, as backbone or as plugin, or among
+            its necks, or without.
         source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
         target: the file to write; must not exist.
-        verify: compare the backbone's outputs before and after, on random input in float64.
+        verify: compare the features before and after, on random input in float64.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -57,25 +59,31 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     meta = meta if isinstance(meta, dict) else {}
     plain = dict(state)
     converted = convert_state_dict(network, state)
+    inserted = insert_feature_attention(network, state)
     if problem := mismatch(network, state):
         raise ConversionError(f'{source} does not fit: {problem}. Give a checkpoint of the same '
                               'network as the config, or the config of the same'
                               f'{_other_classes(problem, config, meta)}')
     if converted:
         print(f'{converted} bottlenecks converted')
-    else:
-        kept = ('the checkpoint has its attention already' if any(attention_blocks(network)) else
+    if inserted:
+        print('FeatureAttention inserted: it starts as the identity')
+    if not converted and not inserted:
+        has_attention = any(attention_blocks(network)) or any(
+            isinstance(module, FeatureAttention) for module in network.modules())
+        kept = ('the checkpoint has its attention already' if has_attention else
                 'the network of the config has no attention')
         print(f'{kept}: the weights stay as they are')
     if verify:
-        if converted:
-            _verify(inner.backbone, plain, state, _prefix_of_backbone(network))
+        if converted or inserted:
+            _verify(inner, plain, state, network)
         else:
             print('nothing to verify: there is no network without attention to compare with')
 
     written = dict(
         converted_from=str(source), sha256=sha256(source),
-        bottlenecks_converted=converted, sa_mmdet_version=__version__)
+        bottlenecks_converted=converted, feature_attention_inserted=inserted,
+        sa_mmdet_version=__version__)
     if kind != 'backbone' and 'dataset_meta' in meta:
         written['dataset_meta'] = meta['dataset_meta']
     _write(dict(meta=written, state_dict=state), target)
@@ -119,11 +127,6 @@ def _network_state(state: dict, model: nn.Module, detector: nn.Module
     return detector.backbone, state, 'backbone'
 
 
-def _prefix_of_backbone(network: nn.Module) -> str:
-    names = (name for name, _ in network.named_modules())
-    return next((f'{name}.' for name in names if name.rpartition('.')[2] == 'backbone'), '')
-
-
 def _other_classes(problem: str, config: Config, meta: dict) -> str:
     """Return how to convert a detector of other classes than the config's, if that is wrong."""
     heads = heads_of(config.model)
@@ -151,17 +154,45 @@ def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
     return cfg
 
 
-def _verify(cfg: ConfigDict, plain: dict, converted: dict, prefix: str, size: int = 96) -> None:
-    """Print the largest difference of every output; raise where it is more than rounding."""
-    image = torch.randn(1, 3, size, size, dtype=torch.float64)
-    outputs = []
-    for backbone, state in ((_build(_plain_backbone(cfg)), plain), (_build(cfg), converted)):
-        backbone.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
-                                  if key.startswith(prefix)}, strict=False)
-        backbone.double().eval()
+def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
+    """Return the config of the same detector without attention in its backbone and its necks.
+
+    Args:
+        cfg: of the detector.
+        numbered: whether its necks are a list, even if it is one alone.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.backbone = _plain_backbone(cfg.backbone)
+    necks = cfg.get('neck') or []
+    necks = [neck for neck in (necks if isinstance(necks, list) else [necks])
+             if not issubclass(class_of(neck.type, MODELS), FeatureAttention)]
+    cfg.neck = necks if numbered or len(necks) > 1 else necks[0] if necks else None
+    return cfg
+
+
+def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module) -> None:
+    """Print the largest difference of every feature; raise where it is more than rounding.
+
+    Args:
+        cfg: of the detector.
+        plain, converted: the weights before and after.
+        network: what they are of: the detector, a model that holds it, or its backbone.
+    """
+    backbones = [name for name, _ in network.named_modules() if name.endswith('backbone')]
+    prefix = backbones[0].removesuffix('backbone') if backbones else ''
+    numbered = any(key.startswith(f'{prefix}neck.0.') for key in plain)
+    cfgs = ([_plain_detector(cfg, numbered), cfg] if backbones else
+            [_plain_backbone(cfg.backbone), cfg.backbone])
+    image = torch.randn(1, 3, *[320 if backbones else 96] * 2, dtype=torch.float64)
+    features = []
+    for part, state in zip(cfgs, (plain, converted), strict=True):
+        part = _build(part).double()
+        part.eval()
+        part.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
+                              if key.startswith(prefix)}, strict=False)
         with torch.no_grad():
-            outputs.append(backbone(image))
-    for index, (before, after) in enumerate(zip(*outputs, strict=True)):
+            features.append(part.extract_feat(image) if backbones else part(image))
+    for index, (before, after) in enumerate(zip(*features, strict=True)):
         difference = (after - before).abs().max().item()
         scale = before.abs().max().item()
         print(f'output {index}: largest difference {difference:.3g} of values up to {scale:.3g}')

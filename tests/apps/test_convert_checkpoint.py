@@ -169,6 +169,48 @@ model = dict(backbone=dict(type='ResNeXt', groups=32, base_width=4, plugins=[plu
     assert 'layer3.4.sa.cbias' in checkpoint['state_dict']
 
 
+@pytest.fixture(scope='module')
+def retinanet(tmp_path_factory):
+    """A file of the weights of the plain detector."""
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(PLAIN).model
+    cfg.backbone.init_cfg = None
+    path = tmp_path_factory.mktemp('retinanet') / 'plain.pth'
+    torch.save(dict(state_dict=randomised(MODELS.build(cfg)).state_dict()), path)
+    return path
+
+
+NECK = '{{_base_.model.neck}}'
+BEHIND = f"[{NECK}, dict(type='FeatureAttention', in_channels=[256] * 5)]"
+BEFORE = f"[dict(type='FeatureAttention', in_channels=[256, 512, 1024, 2048]), {NECK}]"
+
+
+def write_config(path, base, necks):
+    path.write_text(f'_base_ = {str(base)!r}\nmodel = dict(neck={necks})\n')
+    return path
+
+
+@pytest.mark.parametrize(('base', 'necks', 'place'), [
+    (PLAIN, BEHIND, 0), (PLAIN, BEFORE, 1), (SA, BEHIND, 0)], ids=['behind', 'before', 'SAResNet'])
+def test_feature_attention(tmp_path, retinanet, convert, converted, base, necks, place):
+    config = write_config(tmp_path / 'config.py', base, necks)
+    output, checkpoint = converted(config, retinanet, tmp_path / 'a.pth', '--verify')
+    assert 'FeatureAttention inserted: it starts as the identity' in output
+    assert ('16 bottlenecks converted' in output) == (base is SA)
+    assert output.count('largest difference') == 5
+    plain = torch.load(retinanet, weights_only=True)['state_dict']
+    name = 'lateral_convs.0.conv.weight'
+    assert torch.equal(checkpoint['state_dict'][f'neck.{place}.{name}'], plain[f'neck.{name}'])
+    output, _ = converted(config, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
+    assert 'has its attention already' in output
+
+    other = write_config(tmp_path / 'other.py', base, BEHIND if necks is BEFORE else BEFORE)
+    with pytest.raises(SystemExit, match=r'^error: the checkpoint has neck\.\d\.layers.* give the '
+                       r'config that it was trained with'):
+        convert(other, tmp_path / 'a.pth', tmp_path / 'c.pth')
+    assert not (tmp_path / 'c.pth').exists()
+
+
 @pytest.mark.parametrize(('write', 'message'), [
     (lambda path, state: None, 'a.pth does not exist'),
     (lambda path, state: torch.save(ResNet(101).state_dict(), path),

@@ -32,7 +32,7 @@ TOO_SMALL = re.compile(
 def attempt(path: str, route: str | None, side: int = 64) -> list[str]:
     """Build a detector of the zoo, compute loss and gradients, and predict; on the CPU.
 
-    Without a route it has no attention. Images have ``side`` pixels, or 384 where these are too few.
+    Without a route it has no attention. Images have ``side`` pixels, or 384 where that is little.
 
     Returns:
         Remarks on what is not as the config has it.
