@@ -45,14 +45,15 @@ def assert_same_outputs(a, b, **tolerance):
         torch.testing.assert_close(x, y, **tolerance)
 
 
-def retinanet(**backbone) -> nn.Module:
-    """A RetinaNet with a slim backbone and random weights."""
+def retinanet(necks: tuple[dict, ...] = (), **backbone) -> nn.Module:
+    """A RetinaNet with a slim backbone, more necks behind its FPN, and random weights."""
     init_default_scope('mmdet')
     return randomised(MODELS.build(ConfigDict(
         type='RetinaNet',
         data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=SIZE),
         backbone=dict(depth=50, base_channels=16, **backbone),
-        neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=16, num_outs=5),
+        neck=[dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=16, num_outs=5),
+              *necks],
         bbox_head=dict(
             type='RetinaHead', num_classes=2, in_channels=16, feat_channels=16, stacked_convs=1,
             anchor_generator=dict(

@@ -1,5 +1,6 @@
 """The gates of a detector's attention on an image, beside the constants that are neutral."""
 import copy
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ...models.attention import AttentionLayer
+from ...models.necks import FeatureAttention
 from ..plots import COLOURS, DPI, png, style
 from ..validate.config import ConfigError
 from .heat_maps import colour_bar, overlay, show_image, without_padding
@@ -26,7 +28,7 @@ class LayerGates:
     """The gates of one attention layer on one image.
 
     Attributes:
-        name: of the layer in the detector.
+        name: of the layer in the detector; in FeatureAttention that of the map with its level.
         channel: (groups, gates of a group), or None.
         spatial: (groups, h, w), the mean over a group's channels, without padding; or None.
         neutral: the constants of both at the layer's neutral parameters, with which shuffle
@@ -40,12 +42,12 @@ class LayerGates:
 
     @property
     def stage(self) -> str:
-        """Where the block is, such as 'backbone.layer4'."""
+        """Where the block is, such as 'backbone.layer4', or the FeatureAttention, as 'neck.1'."""
         return self.name.rsplit('.', 2)[0]
 
     @property
     def block(self) -> str:
-        """The block within its stage."""
+        """The block within its stage, or the level of FeatureAttention."""
         return self.name.split('.')[-2]
 
 
@@ -56,21 +58,35 @@ def attention_gates(model: nn.Module, picture: Picture) -> list[LayerGates]:
     Raises:
         ConfigError: the model has no attention layer.
     """
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, AttentionLayer)}
-    if not layers:
+    necks = [module for module in model.modules() if isinstance(module, FeatureAttention)]
+    inside = {layer for neck in necks for layer in neck.layers}
+    watched = {name: module for name, module in model.named_modules()
+               if module in necks or (isinstance(module, AttentionLayer) and module not in inside)}
+    if not watched:
         raise ConfigError(f'the {type(model).__name__} has no attention layer of sa_mmdet: give '
                           'the config of a detector with attention')
     inputs, samples = prepare(model, picture)
     found = {}
     with ExitStack() as hooks:
-        for name, layer in layers.items():
-            def keep(layer, args, name=name):
-                found[name] = _layer_gates(name, layer, args[0], samples[0])
+        for name, module in watched.items():
+            def keep(module, args, name=name):
+                for place, layer, x in _calls(name, module, args[0]):
+                    found[place] = _layer_gates(place, layer, x, samples[0])
 
-            hooks.callback(layer.register_forward_pre_hook(keep).remove)
+            hooks.callback(module.register_forward_pre_hook(keep).remove)
         detect(model, inputs, samples)
-    return [found[name] for name in layers if name in found]
+    return list(found.values())
+
+
+def _calls(name: str, module: nn.Module, x: Tensor | tuple[Tensor, ...]
+           ) -> Iterator[tuple[str, AttentionLayer, Tensor]]:
+    """Yield the attention layers that a module calls with what it is given, and their names."""
+    if not isinstance(module, FeatureAttention):
+        yield name, module, x
+        return
+    for level, of_level in enumerate(x):
+        if layer := module.layer_of(level):
+            yield f'{name}.level{level}.{layer._abbr_}', layer, of_level
 
 
 def _layer_gates(name: str, layer: AttentionLayer, x: Tensor, sample) -> LayerGates:
@@ -127,6 +143,11 @@ def _stages(gates: list[LayerGates]) -> dict[str, list[LayerGates]]:
             for stage, by_kind in kinds.items() for kind, layers in by_kind.items()}
 
 
+def short_name(stage: str) -> str:
+    """Return a stage's name within the backbone, such as 'layer4'; others' as it is."""
+    return stage.rpartition('backbone.')[2]
+
+
 def _draw_ranges(axes: Axes, gates: list[LayerGates]) -> None:
     kinds = [('channel', CHANNEL, -0.18), ('spatial', SPATIAL, 0.18)]
     gated = {kind: [place for place, layer in enumerate(gates)
@@ -143,7 +164,7 @@ def _draw_ranges(axes: Axes, gates: list[LayerGates]) -> None:
             axes.plot(place, median, marker='_', color='black', markersize=9)
     _draw_neutral(axes, [value for layer in gates for value in layer.neutral])
     axes.set_xticks(range(len(gates)), [
-        f'{layer.stage.rpartition(".")[2]}.{layer.block}' for layer in gates],
+        f'{short_name(layer.stage)}.{layer.block}' for layer in gates],
         rotation=90 if len(gates) > 20 else 30, ha='center' if len(gates) > 20 else 'right')
     axes.set_xlim(-0.6, len(gates) - 0.4)
     axes.set_ylabel('gate')
@@ -162,10 +183,10 @@ def _draw_neutral(axes: Axes, neutral: list[float | None]) -> None:
 
 
 def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str) -> None:
-    groups = np.arange(1, len(layers[0].channel) + 1)
     for number, layer in enumerate(layers):
         last = layer is layers[-1]
         weight = 0.25 + 0.5 * number / max(1, len(layers) - 1)
+        groups = np.arange(1, len(layer.channel) + 1)
         axes.plot(groups, layer.channel.mean(1), color=CHANNEL if last else str(1 - weight),
                   linewidth=1.6 if last else 0.8, zorder=3 if last else 2)
     last = layers[-1].channel
@@ -175,8 +196,10 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str)
     neutral = layers[-1].neutral[0]
     if neutral is not None:
         axes.axhline(neutral, color='black', linestyle='--', linewidth=1)
-    earlier = f', grey: 0 to {layers[-2].block}' if len(layers) > 1 else ''
-    axes.set_title(f'{name.rpartition(".")[2]}:{separator}block {layers[-1].block}{earlier}',
+    is_level = layers[-1].block.startswith('level')
+    block = layers[-1].block if is_level else f'block {layers[-1].block}'
+    earlier = f', grey: {layers[0].block} to {layers[-2].block}' if len(layers) > 1 else ''
+    axes.set_title(f'{short_name(name)}:{separator}{block}{earlier}',
                    fontsize='medium' if separator == ' ' else 'small', loc='left')
     axes.set_xlabel('group' if last.shape[1] > 1 else 'channel')
     axes.set_xlim(groups[0], max(groups[-1], 2))
@@ -184,7 +207,9 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str)
 
 
 def draw_spatial_gates(image: np.ndarray, gates: list[LayerGates]) -> dict[str, bytes]:
-    """Return the spatial gates of the last block of each stage over the image, group by group.
+    """Return the spatial gates of each stage's last block over the image, group by group.
+
+    Of FeatureAttention those of the largest map are drawn.
 
     Of more than 64 groups those are drawn that vary most over the image.
 
@@ -195,8 +220,13 @@ def draw_spatial_gates(image: np.ndarray, gates: list[LayerGates]) -> dict[str, 
     Returns:
         PNGs by stage, empty where the attention has no spatial gates.
     """
-    return {name: _draw_maps(image, layers[-1]) for name, layers in _stages(gates).items()
-            if layers[-1].spatial is not None}
+    return {name: _draw_maps(image, layers[_largest(layers)])
+            for name, layers in _stages(gates).items() if layers[-1].spatial is not None}
+
+
+def _largest(layers: list[LayerGates]) -> int:
+    """Return the number of the last block, or of the level with the most positions."""
+    return max(range(len(layers)), key=lambda number: (layers[number].spatial[0].numel(), number))
 
 
 def _draw_maps(image: np.ndarray, layer: LayerGates) -> bytes:

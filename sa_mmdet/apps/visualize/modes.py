@@ -11,7 +11,7 @@ from ...checkpoint.files import write_atomically
 from ..validate.config import ConfigError
 from .cams import draw_cams
 from .detector import Detector, find_layer
-from .gates import attention_gates, draw_gates, draw_spatial_gates
+from .gates import attention_gates, draw_gates, draw_spatial_gates, short_name
 from .grad_cam import Target, box_target, class_target, compute_grad_cam
 from .groups import check_groups, draw_groups, group_scores
 from .page import Drawing, Section
@@ -180,9 +180,10 @@ def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
         'channel gates, the mean of each group; shaded: their range in the last block of the '
         'stage.'))
     for stage, drawn in draw_spatial_gates(picture.image, gates).items():
-        yield Drawing(f'gates_{picture.path.stem}_{stage.rpartition(".")[2]}', drawn, (
-            f'Spatial gates of the last block of {stage}, the mean over the channels of each '
-            'group.'))
+        name = short_name(stage).replace('.', '-')
+        yield Drawing(f'gates_{picture.path.stem}_{name}', drawn, (
+            f'Spatial gates in {stage}, of its last block or largest map: the mean over the '
+            'channels of each group.'))
 
 
 def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:

@@ -3,6 +3,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import MODELS
 
 from networks import SIZE, VISIBLE, retinanet
 from sa_mmdet.apps.validate.config import ConfigError
@@ -75,6 +76,37 @@ def test_of_two_kinds_of_attention(stages, maps, picture):
         for (cfg, position), where in zip(attention, stages, strict=True)]), picture)
     assert draw_gates(gates, 'title').startswith(b'\x89PNG')
     assert list(draw_spatial_gates(picture.image, gates)) == [f'backbone.{name}' for name in maps]
+
+
+@pytest.mark.parametrize('channels', [16, [16] * 5], ids=['shared', 'each'])
+@torch.no_grad()
+def test_of_feature_attention(channels, picture):
+    """Each map has its gates, whichever layer they are of."""
+    neck = dict(type='FeatureAttention', in_channels=channels, levels=[0, 1, 3],
+                attention=dict(type='ShuffleAttention', groups=GROUPS))
+    model = retinanet(type='SAResNet', attention=dict(groups=GROUPS), necks=[neck])
+    gates = attention_gates(model, picture)
+    names = [f'neck.1.level{level}.sa' for level in (0, 1, 3)]
+    assert [layer.name for layer in gates][-3:] == names
+    assert len(gates) == 16 + 3
+
+    maps = model.neck[0](model.backbone(prepare(model, picture)[0]))
+    for found, level in zip(gates[-3:], (0, 1, 3), strict=True):
+        channel, _ = model.neck[1].layer_of(level).gates(maps[level])
+        torch.testing.assert_close(found.channel, channel.reshape(GROUPS, 2))
+        assert found.neutral == pytest.approx((0.7310586, 0.7310586))
+    assert list(draw_spatial_gates(picture.image, gates))[-1] == 'neck.1'
+    assert size(draw_gates(gates, 'title'))[0] == 1440
+
+
+def test_of_maps_of_different_channels(picture):
+    neck = dict(type='FeatureAttention', in_channels=[64, 128, 256, 512],
+                attention='SqueezeExcitation')
+    model = retinanet(type='ResNet')
+    model.neck.insert(0, MODELS.build(neck))
+    gates = attention_gates(model, picture)
+    assert [len(layer.channel) for layer in gates] == [64, 128, 256, 512]
+    assert draw_gates(gates, 'title').startswith(b'\x89PNG')
 
 
 def test_of_a_detector_without_attention(picture):
