@@ -218,16 +218,21 @@ def test_every_block_is_of_a_known_language(page):
     pytest.param(code, id=f'{name_of(page)}-{number}') for page in PAGES
     for number, code in enumerate(configs_of(page))])
 def test_config(tmp_path, code):
-    """It makes a detector; where it is about the backbone, one with attention."""
+    """It makes a detector; where it is about the model, one with attention, which runs."""
     path = tmp_path / 'config.py'
     path.write_text(code if '_base_' in code else FRAGMENT_OF + code)
     config = read_config(path)
     check_detector(config)
     if 'model' in code:
         config.model.backbone.init_cfg = None
-        with torch.device('meta'):
-            backbone = MODELS.build(config.model.backbone)
-        assert any(isinstance(module, AttentionLayer) for module in backbone.modules())
+        model = MODELS.build(config.model)
+        called = []
+        for module in model.modules():
+            if isinstance(module, AttentionLayer):
+                module.register_forward_hook(lambda layer, *_: called.append(layer))
+        with torch.no_grad():
+            model.eval().extract_feat(torch.zeros(1, 3, 64, 64))
+        assert called
 
 
 def test_hooks(tmp_path):

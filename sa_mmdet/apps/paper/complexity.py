@@ -207,11 +207,11 @@ def _attention_operations(calls: list, weights) -> float:
 
 def _count_detector_as_paper(cfg: ConfigDict, shape: tuple[int, int]) -> Complexity:
     for device in ('meta', 'cpu'):
-        model = _CountedDetector(_build(cfg, device)).eval()
-        _add_background_class(model)
         try:
+            model = _CountedDetector(_build(cfg, device)).eval()
+            _add_background_class(model)
             return _count_paper(model, shape, detection=True)
-        except (NotImplementedError, RuntimeError):  # an operator without a shape function
+        except (NotImplementedError, RuntimeError):  # it asks for values, or an operator does
             if device == 'cpu':
                 raise
 

@@ -1,3 +1,4 @@
+import copy
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +27,7 @@ from sa_mmdet.models.attention import (
     SpatialGroupEnhance,
     SqueezeExcitation,
 )
+from zoo.families import ZOO
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / 'configs'
@@ -124,6 +126,20 @@ def test_sa_adds_its_share_alone():
     # layer1 is frozen, its attention included
     assert (attention.params_m - plain.params_m) * 1e6 == pytest.approx(
         6 * sum(blocks * p for blocks, p in ((4, 4), (6, 8), (3, 16))))
+
+
+def test_feature_attention_adds_its_share_alone():
+    """In a backbone that cannot be built without memory, too."""
+    plain = Config.fromfile(ZOO / 'swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py')
+    changed = copy.deepcopy(plain)
+    channels = [96, 192, 384, 768]
+    changed.model.neck = [dict(type='FeatureAttention', in_channels=channels, attention=dict(
+        type='ShuffleAttention', groups='auto')), plain.model.neck]
+    before, after = (detector_complexity(config, 'paper', (320, 320))
+                     for config in (plain, changed))
+    elements = sum(c * (80 // 2**level)**2 for level, c in enumerate(channels))
+    assert after.gflops - before.gflops == pytest.approx(2.5 * elements / 1e9)
+    assert after.params_m - before.params_m == pytest.approx(6 * (1 + 2 + 3 + 6) / 1e6)
 
 
 def test_classifier_shape_matters():
