@@ -21,7 +21,14 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from coco import CONFIGS, drawn_coco
-from sa_mmdet.models import CBAM, AttentionResNet, ConversionError, SAResNet, ShuffleAttention
+from sa_mmdet.models import (
+    CBAM,
+    AttentionResNet,
+    ConversionError,
+    FeatureAttention,
+    SAResNet,
+    ShuffleAttention,
+)
 from sa_mmdet.models import EfficientChannelAttention as ECA
 from sa_mmdet.models import SpatialGroupEnhance as SGE
 from sa_mmdet.models import SqueezeExcitation as SE
@@ -141,6 +148,19 @@ BACKBONES = [
     bad('a grey image', lambda: net()(image[:, :1]), ValueError, '(1, 1, 64, 64)', '(N, 3, H, W)'),
     bad('an image alone', lambda: net()(image[0]), ValueError, '(3, 64, 64)', '(N, 3, H, W)'),
     bad('an image of bytes', lambda: net()(image.byte()), TypeError, 'SAResNet', 'torch.uint8'),
+    bad('too few maps', lambda: FeatureAttention(in_channels=[256] * 3)([maps] * 2), ValueError,
+        'in_channels=[256, 256, 256]', '2'),
+    bad('maps of other channels', lambda: FeatureAttention(in_channels=512)([maps]), ValueError,
+        'in_channels=512', '[256]'),
+    bad('a map alone', lambda: FeatureAttention()(maps), TypeError, 'FeatureAttention', 'Tensor'),
+    bad('a level that is not there', lambda: FeatureAttention(in_channels=[256], levels=[1]),
+        ValueError, 'levels', '[1]'),
+    bad('an unknown layer', lambda: FeatureAttention('SA'), ValueError, "'SA'", 'ShuffleAttention'),
+    bad('a layer that is not neutral', lambda: FeatureAttention(dict(
+        type='ShuffleAttention', fc='none')), ValueError, "fc='none'", 'FeatureAttention'),
+    bad('weights of another place', lambda: nn.Sequential(FeatureAttention(), nn.ReLU())
+        .load_state_dict(nn.Sequential(nn.ReLU(), FeatureAttention()).state_dict()),
+        ConversionError, '1.layers.0.cbias', 'FeatureAttention'),
     bad('weights of another attention', lambda: net().load_state_dict(se_weights(), strict=False),
         ConversionError, 'layer1.0.se.fc1.weight'),
 ]

@@ -8,7 +8,20 @@ import torch.fx
 from torch import nn
 
 from networks import LAYERS, randomised, small
-from sa_mmdet.models import AttentionResNet, SAResNet, ShuffleAttention
+from sa_mmdet.models import AttentionResNet, FeatureAttention, SAResNet, ShuffleAttention
+
+
+class OnTwoMaps(nn.Module):
+    """FeatureAttention on what is made of one input."""
+
+    def __init__(self):
+        super().__init__()
+        attention = dict(type='ShuffleAttention', groups=2)
+        self.attention = FeatureAttention(attention, [16, 16])
+
+    def forward(self, x):
+        return self.attention((x, -x))
+
 
 ABLATIONS = [dict(gn=False), dict(shuffle=False), dict(fc='none'), dict(fc='conv'),
              dict(fc='conv', groups=8)]
@@ -20,6 +33,7 @@ MODULES = [
       for layer in LAYERS),
     *(pytest.param(lambda options=options: ShuffleAttention(16, **dict(groups=2) | options),
                    LAYER_SIZES, id=str(options)) for options in ABLATIONS),
+    pytest.param(OnTwoMaps, LAYER_SIZES, id='FeatureAttention'),
     pytest.param(lambda: SAResNet(50, dict(groups=4), base_channels=16), BACKBONE_SIZES,
                  id='SAResNet'),
     pytest.param(lambda: AttentionResNet(50, 'SpatialGroupEnhance', base_channels=16),

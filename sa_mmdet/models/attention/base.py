@@ -75,15 +75,16 @@ def find_groups(in_channels: int, groups: int | str, parts: int = 1, most: int =
     if groups != 'auto':
         check_positive_int('groups', groups)
     fitting = [g for g in range(1, in_channels + 1) if in_channels % (parts * g) == 0]
-    by = f'{parts} * groups' if parts > 1 else 'groups'
     if not fitting:
-        raise ValueError(f'in_channels={in_channels} is not divisible by {by}: an odd number of '
-                         'channels never is')
+        raise ValueError(f'in_channels={in_channels} is not divisible by {parts} * groups: an odd '
+                         'number never is, use an even one')
     if groups == 'auto':
         return max(g for g in fitting if g <= most)
     if groups not in fitting:
-        raise ValueError(f'in_channels={in_channels} is not divisible by {by} = {parts * groups}: '
-                         f"use one of groups={fitting}, or 'auto' for the largest up to {most}")
+        by = f'groups={groups}' if parts == 1 else (
+            f'{parts} * groups = {parts * groups} (groups={groups})')
+        raise ValueError(f'in_channels={in_channels} is not divisible by {by}: use one of '
+                         f"groups={fitting}, or 'auto' for the largest up to {most}")
     return groups
 
 
