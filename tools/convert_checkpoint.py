@@ -17,8 +17,8 @@ def parse_args() -> argparse.Namespace:
                         help="a detector's, a backbone's or a classifier's weights: MMDetection's, "
                         "torchvision's, MMPretrain's or the SA-Net authors'")
     parser.add_argument('out', type=Path, help='the file to write, which must not exist')
-    parser.add_argument('--verify', action='store_true', help="compare what the head is given, "
-                        'before and after, on random input in float64')
+    parser.add_argument('--verify', action='store_true', help="compare the features before and "
+                        'after, on random input in float64')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     return parser.parse_args()

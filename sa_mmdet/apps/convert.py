@@ -16,7 +16,7 @@ from ..models.backbones import AttentionResNet
 from ..models.convert import ConversionError, attention_blocks, convert_state_dict
 from ..models.necks import FeatureAttention, insert_feature_attention
 from ..version import __version__
-from .validate.config import class_of, detector_of
+from .validate.config import class_of, detector_of, reason
 from .validate.labels import heads_of
 from .validate.weights import mismatch
 
@@ -76,7 +76,7 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         print(f'{kept}: the weights stay as they are')
     if verify:
         if converted or inserted:
-            _verify(inner, plain, state, network)
+            _verify(inner, plain, state, network, whole=bool(inserted))
         else:
             print('nothing to verify: there is no network without attention to compare with')
 
@@ -170,34 +170,48 @@ def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
     return cfg
 
 
-def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module) -> None:
+def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
+            whole: bool) -> None:
     """Print the largest difference of every feature; raise where it is more than rounding.
 
     Args:
         cfg: of the detector.
         plain, converted: the weights before and after.
         network: what they are of: the detector, a model that holds it, or its backbone.
+        whole: whether the features are those behind the necks, or the backbone's.
     """
-    backbones = [name for name, _ in network.named_modules() if name.endswith('backbone')]
-    prefix = backbones[0].removesuffix('backbone') if backbones else ''
-    numbered = any(key.startswith(f'{prefix}neck.0.') for key in plain)
-    cfgs = ([_plain_detector(cfg, numbered), cfg] if backbones else
-            [_plain_backbone(cfg.backbone), cfg.backbone])
-    image = torch.randn(1, 3, *[320 if backbones else 96] * 2, dtype=torch.float64)
-    features = []
-    for part, state in zip(cfgs, (plain, converted), strict=True):
-        part = _build(part).double()
-        part.eval()
-        part.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
-                              if key.startswith(prefix)}, strict=False)
-        with torch.no_grad():
-            features.append(part.extract_feat(image) if backbones else part(image))
+    names = [name for name, _ in network.named_modules() if name.rpartition('.')[2] == 'backbone']
+    prefix = names[0].removesuffix('backbone') if names else ''
+    if whole:
+        numbered = any(key.startswith(f'{prefix}neck.0.') for key in plain)
+        cfgs, size = (_plain_detector(cfg, numbered), cfg), 320
+    else:
+        prefix += 'backbone.' if names else ''
+        cfgs, size = (_plain_backbone(cfg.backbone), cfg.backbone), 96
+    image = torch.randn(1, 3, size, size, dtype=torch.float64)
+    try:
+        features = [_features(part, state, prefix, image)
+                    for part, state in zip(cfgs, (plain, converted), strict=True)]
+    except RuntimeError as error:
+        raise ConversionError(f'it cannot be verified here, by a forward on the CPU: '
+                              f'{reason(error)}. Leave out --verify') from error
     for index, (before, after) in enumerate(zip(*features, strict=True)):
         difference = (after - before).abs().max().item()
         scale = before.abs().max().item()
         print(f'output {index}: largest difference {difference:.3g} of values up to {scale:.3g}')
         if not difference <= 1e-5 * scale:
             raise ConversionError(f'verification failed: output {index} differs')
+
+
+@torch.no_grad()
+def _features(cfg: ConfigDict, state: dict, prefix: str, image: torch.Tensor
+              ) -> tuple[torch.Tensor, ...]:
+    """Return what a detector's head is given, or what a backbone gives, in float64."""
+    network = _build(cfg).double()
+    network.eval()
+    network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
+                             if key.startswith(prefix)}, strict=False)
+    return network.extract_feat(image) if hasattr(network, 'extract_feat') else network(image)
 
 
 def _write(checkpoint: dict, target: Path) -> None:

@@ -25,7 +25,10 @@ def convert_weights_on_load() -> None:
 
 
 def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Let ``parent``, of which ``child`` becomes a part, convert plain weights that it loads."""
+    """Let ``parent``, of which ``child`` becomes a part, convert plain weights that it loads.
+
+    PyTorch does not call this for ``nn.Sequential.insert`` and ``nn.ModuleList.insert``.
+    """
     if isinstance(child, FeatureAttention):
         _add_hook(parent, _insert_feature_attention)
     elif isinstance(parent, ResNet) and isinstance(child, nn.Module) and any(
@@ -41,17 +44,17 @@ def _add_hook(module: nn.Module, hook: Callable) -> None:
 
 def _convert_bottlenecks(backbone: ResNet, state_dict: StateDict, prefix: str, *_) -> None:
     is_own = isinstance(backbone, AttentionResNet)
-    if is_own and not backbone.convert_weights:
+    if not getattr(backbone, 'convert_weights', True):
         return
     try:
         converted = convert_state_dict(backbone, state_dict, prefix)
     except ConversionError as error:
         if is_own:
             raise
-        if not _has_attention(backbone, state_dict, prefix):  # a plugin's backbone has no switch
-            print_log(f'The checkpoint is of a network without attention, and is loaded as it is: '
-                      f'{error}. So {type(backbone).__name__} does not compute the same function.',
-                      logger='current', level=logging.WARNING)
+        if _is_of_another(backbone, state_dict, prefix):  # a plugin's backbone has no switch
+            print_log(f'The weights of {prefix.removesuffix(".") or "the backbone"} are loaded as '
+                      f'they are, and {type(backbone).__name__} does not compute what they were '
+                      f'trained for: {error}', logger='current', level=logging.WARNING)
         return
     if converted:
         switch = ' (convert_weights=False turns this off)' if is_own else ''
@@ -61,14 +64,15 @@ def _convert_bottlenecks(backbone: ResNet, state_dict: StateDict, prefix: str, *
             logger='current')
 
 
-def _has_attention(backbone: nn.Module, state_dict: StateDict, prefix: str) -> bool:
-    return any(f'{prefix}{name}.{key}' in state_dict for name, layer in backbone.named_modules()
-               if isinstance(layer, AttentionLayer) for key in layer.state_dict())
+def _is_of_another(backbone: nn.Module, state_dict: StateDict, prefix: str) -> bool:
+    """Return whether there are weights of a backbone, without all parameters of this attention."""
+    attention = {f'{prefix}{name}.{key}' for name, layer in backbone.named_modules()
+                 if isinstance(layer, AttentionLayer) for key in layer.state_dict()}
+    return any(key.startswith(f'{prefix}layer') for key in state_dict) and not (
+        attention <= state_dict.keys())
 
 
 def _insert_feature_attention(parent: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
     if insert_among_children(parent, state_dict, prefix):
-        places = prefix.removesuffix('.') or 'all others'
-        print_log(
-            'The checkpoint is of a detector without FeatureAttention, which starts as the '
-            f'identity; the weights of {places} have their places beside it.', logger='current')
+        print_log('The checkpoint is of a detector without FeatureAttention, which starts as the '
+                  'identity: the detections are the same.', logger='current')

@@ -110,6 +110,9 @@ def test_init_weights_of_a_model_leaves_it_neutral():
     maps = maps_of(CHANNELS)
     assert neck[0].layers[0].mlp[0].weight.std() > 0.5
     assert all(torch.equal(x, y) for x, y in zip(maps, neck[0](maps), strict=True))
+    trained = randomised(neck[0])(maps)
+    neck[0].init_weights()  # which MMEngine warns of, and leaves out
+    assert all(torch.equal(x, y) for x, y in zip(trained, neck[0](maps), strict=True))
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
@@ -139,6 +142,8 @@ def test_compiles_whole():
     (dict(attention=dict(type='ContextBlock', ratio=1 / 16)), ValueError,
      'ContextBlock has no neutral parameters'),
     (dict(in_channels=96), ValueError, r"in_channels=96 .* use one of groups=\[.*48\], or 'auto'"),
+    (dict(attention=dict(type='ShuffleAttention', groups='Auto')), TypeError,
+     "groups must be an integer, or 'auto', got 'Auto'"),
     (dict(in_channels='256'), TypeError, "in_channels must be an integer, got '256'"),
     (dict(in_channels=[]), ValueError, r'in_channels .* got \[\]'),
     (dict(in_channels=[256, 0]), ValueError, 'in_channels must be at least 1, got 0'),
@@ -168,6 +173,8 @@ def test_other_maps(options, given, message):
 
 
 def test_no_maps():
+    with pytest.raises(ValueError, match=r'is given 0 maps'):
+        shuffle()(())
     with pytest.raises(TypeError, match=r'takes a tuple of maps.* got Tensor'):
         shuffle()(torch.zeros(3, 16, 2, 2))
     with pytest.raises(TypeError, match=r'floating point tensor, got one of torch\.int64'):

@@ -32,6 +32,8 @@ def attention(*channels, **options):
 
 
 BEFORE, BEHIND = attention(16, 32), attention(16, 16, 16)
+SGE_BEFORE, SGE_BEHIND = (dict(neck, attention=dict(type='SpatialGroupEnhance', groups=4))
+                          for neck in (BEFORE, BEHIND))
 ONE_FOR_ALL = attention(16, 16, 16, shared=True)
 
 
@@ -41,6 +43,21 @@ def said(monkeypatch):
     messages = []
     monkeypatch.setattr(loading, 'print_log', lambda message, **_: messages.append(message))
     return messages
+
+
+@MODELS.register_module()
+class NeckOfLayers(nn.Module):
+    """Somebody's neck, whose weights have names as FeatureAttention's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(16, 16, 1, bias=False) for _ in range(3)])
+
+    def forward(self, maps):
+        return tuple(layer(x) for layer, x in zip(self.layers, maps, strict=True))
+
+
+OWN = dict(type='NeckOfLayers')
 
 
 class Detector(nn.Module):
@@ -72,6 +89,8 @@ NECKS = {
     'behind two': ([FPN, REFINE], [FPN, REFINE, BEHIND]),
     'between two': ([FPN, REFINE], [FPN, BEHIND, REFINE]),
     'before two': ([FPN, REFINE], [BEFORE, FPN, REFINE]),
+    'between two of which one has layers': ([FPN, OWN], [FPN, SGE_BEHIND, OWN]),
+    'behind two of which one has layers': ([FPN, OWN], [FPN, OWN, SGE_BEHIND]),
     'behind the only one of a list': ([FPN], [FPN, BEHIND]),
     'without a neck': (None, BEFORE),
     'without a neck, in a list': (None, [BEFORE]),
@@ -88,7 +107,7 @@ def test_a_neck_without_attention(place, said):
     assert_same_features(model, plain)
     assert state.keys() == kept.keys()
     assert len(said) == 1
-    assert 'FeatureAttention, which starts as the identity' in said[0]
+    assert 'without FeatureAttention, which starts as the identity' in said[0]
 
     again = Detector(having)
     again.load_state_dict(randomised(model).state_dict())
@@ -138,9 +157,11 @@ def test_of_another_neck_nothing_is_refused():
 
 @pytest.mark.parametrize(('theirs', 'ours', 'message'), [
     ([FPN, BEHIND], [BEFORE, FPN],
-     r'has neck\.1\.layers\.0\.mlp.* with its FeatureAttention and FPN: give the config'),
-    ([BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\..* with its FPN and FeatureAttention'),
+     r'has neck\.1\.layers\.0\.mlp.* has here FeatureAttention, FPN: give the config'),
+    ([BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\..* has here FPN, FeatureAttention'),
     ([FPN, BEHIND], [BEFORE, FPN, BEHIND], r'neck\.1\.layers'),
+    ([FPN, SGE_BEHIND], [BEFORE, FPN], r'has neck\.1\.layers\.0\.bias'),
+    ([SGE_BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\.0\.bias'),
     ([FPN, ONE_FOR_ALL], [FPN, BEHIND], r'lacks neck\.1\.layers\.1'),
     ([FPN, BEHIND], [FPN, ONE_FOR_ALL], r'has neck\.1\.layers\.1'),
 ])
@@ -191,17 +212,44 @@ def test_a_plugin_in_any_backbone(name, stages, said):
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(('options', 'position', 'reason'), [
-    (dict(norm_cfg=dict(type='GN', num_groups=32)), 'after_conv3', 'only batch norm'),
-    (dict(), 'after_conv2', 'only for one layer, the first'),
+def with_plugin(attention='ShuffleAttention', position='after_conv3', **options):
+    return ResNet(50, base_channels=16, plugins=[dict(
+        cfg=dict(type=attention, **(dict(groups=4) if 'Shuffle' in attention else {})),
+        position=position)], **options)
+
+
+def plain_weights(**options):
+    return ResNet(50, base_channels=16, **options).state_dict()
+
+
+def without(state, *parts):
+    return {key: value for key, value in state.items() if not any(part in key for part in parts)}
+
+
+GROUP_NORM = dict(norm_cfg=dict(type='GN', num_groups=4))
+
+
+@pytest.mark.parametrize(('build', 'weights', 'reason'), [
+    (lambda: with_plugin(**copy.deepcopy(GROUP_NORM)),
+     lambda: plain_weights(**copy.deepcopy(GROUP_NORM)), 'only batch norm'),
+    (lambda: with_plugin(position='after_conv2'), plain_weights, 'only for one layer, the first'),
+    (with_plugin, lambda: with_plugin('SqueezeExcitation').state_dict(),
+     'has layer1.0.se.fc1.weight'),
+    (with_plugin, lambda: without(with_plugin().state_dict(), 'layer2.0.sa'), 'has 90 of the 96'),
 ])
-def test_a_plugin_that_cannot_be_converted_is_told(options, position, reason, said):
-    """Once, and not of a network's own weights; nothing is refused that MMDetection takes."""
-    plain = ResNet(50, **copy.deepcopy(options))
-    model = ResNet(50, plugins=[dict(PLUGIN, position=position)], **copy.deepcopy(options))
-    model.load_state_dict(plain.state_dict(), strict=False)
+def test_a_plugin_whose_weights_cannot_be_converted_says_so(build, weights, reason, said):
+    """Once, and not of its own weights; nothing is refused that MMDetection takes."""
+    state = weights()
+    model = build()
+    model.load_state_dict(state, strict=False)
     assert len(said) == 1
     assert reason in said[0]
-    assert torch.equal(model.layer2[0].conv3.weight, plain.layer2[0].conv3.weight)
+    assert torch.equal(model.layer2[0].conv3.weight, state['layer2.0.conv3.weight'])
     model.load_state_dict(model.state_dict())
     assert len(said) == 1
+
+
+@pytest.mark.parametrize('position', ['after_conv2', 'after_conv3'])
+def test_a_plugin_says_nothing_where_there_are_no_weights_of_its_backbone(position, said):
+    with_plugin(position=position).load_state_dict({'conv.weight': torch.zeros(1)}, strict=False)
+    assert not said

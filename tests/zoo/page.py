@@ -15,12 +15,13 @@ INTRODUCTION = """## In MMDetection's own configs
 Written by `make zoo`. A config of every family (folder) of MMDetection's zoo gets shuffle
 attention. Where the backbone takes plugins, it is in every bottleneck: by the *plugin*
 `ShuffleAttention` at `after_conv3`, and where the backbone is a `ResNet`, by `SAResNet` in its
-place. Elsewhere it is on every map behind the neck, or behind the backbone where there is no
-neck, by `FeatureAttention`. Each detector is built without pretrained weights, computes loss and
-gradients of two small random images (or two frames), and predicts, on a CPU. It *works* if the
-loss is finite, every attention parameter that is not frozen has a finite gradient other than zero
-(of `FeatureAttention` in one of its layers), and there are predictions. What does not work is
-tried again as MMDetection has it, without attention: it *cannot run* here if that stops for the
+place. Elsewhere it is on the maps of more than one position behind the neck, or behind the
+backbone where the neck gives none, by `FeatureAttention`. Each detector is built without
+pretrained weights, computes loss and gradients of two small random images (or two frames), and
+predicts, on a CPU. It *works* if the loss is finite, every attention parameter that is not frozen
+has a finite gradient other than zero (of `FeatureAttention` in one of its layers), and there are
+predictions. What does not work is tried again as MMDetection has it, without attention: it
+*cannot run* here if that stops for the
 same reason, and *fails* if only attention stops it."""
 
 

@@ -1,5 +1,6 @@
 """FeatureAttention changes no detection, whichever detector it is put into, and wherever."""
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,12 @@ DETECTORS = {
     'ssd/ssd300_coco': ([512, 1024], [512, 1024, 512, 256, 256, 256]),
     'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': (R50, 256)}
 SCORES = 'cls', 'obj', 'centerness'  # what layers that make scores are called
+
+
+def test_the_page_tells_their_channels():
+    page = (Path(__file__).parents[2] / 'docs/use.md').read_text()
+    assert not [channels for pair in DETECTORS.values() for channels in pair
+                if f'`{channels}`' not in page]
 
 
 def read(name: str) -> Config:

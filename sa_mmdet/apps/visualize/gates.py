@@ -226,7 +226,9 @@ def draw_spatial_gates(image: np.ndarray, gates: list[LayerGates]) -> dict[str, 
 
 def _largest(layers: list[LayerGates]) -> int:
     """Return the number of the last block, or of the level with the most positions."""
-    return max(range(len(layers)), key=lambda number: (layers[number].spatial[0].numel(), number))
+    if not layers[-1].block.startswith('level'):
+        return len(layers) - 1
+    return max(range(len(layers)), key=lambda number: layers[number].spatial[0].numel())
 
 
 def _draw_maps(image: np.ndarray, layer: LayerGates) -> bytes:

@@ -182,7 +182,7 @@ def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     for stage, drawn in draw_spatial_gates(picture.image, gates).items():
         name = short_name(stage).replace('.', '-')
         yield Drawing(f'gates_{picture.path.stem}_{name}', drawn, (
-            f'Spatial gates in {stage}, of its last block or largest map: the mean over the '
+            f'Spatial gates of the last block of {stage}, or of its largest map, the mean over the '
             'channels of each group.'))
 
 

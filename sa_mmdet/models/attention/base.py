@@ -53,7 +53,7 @@ def find_layer(cfg: str | dict) -> dict:
     return dict(cfg, type=layer)
 
 
-def check_positive_int(name: str, value: int | str) -> None:
+def check_positive_int(name: str, value: int) -> None:
     """Raise TypeError or ValueError unless ``value`` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f'{name} must be an integer, got {value!r}')
@@ -61,30 +61,32 @@ def check_positive_int(name: str, value: int | str) -> None:
         raise ValueError(f'{name} must be at least 1, got {value}')
 
 
-def find_groups(in_channels: int, groups: int | str, parts: int = 1, most: int = 64) -> int:
+def find_groups(in_channels: int, groups: int | str, parts: int = 1) -> int:
     """Return the number of groups of a layer, each of which has ``parts`` equal parts.
 
     Args:
         in_channels: channels of the input.
-        groups: the number, or 'auto' for the largest up to ``most`` that divides the channels.
+        groups: the number, or 'auto' for the largest up to 64 that divides the channels.
 
     Raises:
         TypeError: ``groups`` is neither an integer nor 'auto'.
         ValueError: it is below 1, or the channels do not divide.
     """
-    if groups != 'auto':
+    if not isinstance(groups, str):
         check_positive_int('groups', groups)
+    elif groups != 'auto':
+        raise TypeError(f"groups must be an integer, or 'auto', got {groups!r}")
     fitting = [g for g in range(1, in_channels + 1) if in_channels % (parts * g) == 0]
     if not fitting:
         raise ValueError(f'in_channels={in_channels} is not divisible by {parts} * groups: an odd '
                          'number never is, use an even one')
     if groups == 'auto':
-        return max(g for g in fitting if g <= most)
+        return max(g for g in fitting if g <= 64)
     if groups not in fitting:
         by = f'groups={groups}' if parts == 1 else (
             f'{parts} * groups = {parts * groups} (groups={groups})')
         raise ValueError(f'in_channels={in_channels} is not divisible by {by}: use one of '
-                         f"groups={fitting}, or 'auto' for the largest up to {most}")
+                         f"groups={fitting}, or 'auto' for the largest up to 64")
     return groups
 
 

@@ -29,7 +29,6 @@ class FeatureAttention(BaseModule):
         levels: numbers, from 0, of the maps that are attended to; the others are passed on. None
             for all.
         shared: True for one layer for maps of equal channels that are given one by one.
-        init_cfg: as MMEngine's modules take it.
 
     Shape:
         A tuple of (N, C_i, H_i, W_i) -> a tuple of the same shapes and dtypes.
@@ -46,9 +45,8 @@ class FeatureAttention(BaseModule):
                  attention: str | dict = 'ShuffleAttention',
                  in_channels: int | list[int] | tuple[int, ...] = 256,
                  levels: list[int] | tuple[int, ...] | None = None,
-                 shared: bool = False,
-                 init_cfg: dict | list[dict] | None = None):
-        super().__init__(init_cfg)
+                 shared: bool = False):
+        super().__init__()
         check_bool('shared', shared)
         self.takes_any_number = not isinstance(in_channels, (list, tuple))
         self.in_channels = list(in_channels) if isinstance(in_channels, (list, tuple)) else [
@@ -83,9 +81,11 @@ class FeatureAttention(BaseModule):
                 for key, value in layer.neutral_state()[0].items()}
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says, then make all layers neutral."""
+        """Make all layers neutral, the first time, whatever the model around them has drawn."""
+        is_first = not self.is_init
         super().init_weights()
-        self.load_state_dict(self.neutral_state())
+        if is_first:
+            self.load_state_dict(self.neutral_state())
 
     def layer_of(self, level: int) -> nn.Module | None:
         """Return the layer that attends to the map of a number, None if the map is passed on."""
@@ -117,7 +117,7 @@ class FeatureAttention(BaseModule):
         if not isinstance(maps, (tuple, list)):
             raise TypeError('FeatureAttention takes a tuple of maps, as backbones and necks of '
                             f'MMDetection give them, got {type(maps).__name__}')
-        if is_traced(maps[0]):
+        if maps and is_traced(maps[0]):
             return
         found, expected = [x.shape[1] for x in maps], self.in_channels
         if self.takes_any_number:
@@ -127,7 +127,7 @@ class FeatureAttention(BaseModule):
                 for level, (a, b) in enumerate(zip(found, expected, strict=True))):
             raise ValueError(
                 f'FeatureAttention has {self.extra_repr()}, and is given {len(maps)} maps of '
-                f'{found} channels: give it what fits these, or another place among the necks')
+                f'{found} channels: give it in_channels and levels that fit these')
 
     def extra_repr(self) -> str:
         channels = self.in_channels[0] if self.takes_any_number else self.in_channels
@@ -147,6 +147,7 @@ def _checked_levels(levels: list[int] | tuple[int, ...], maps: int | None) -> li
 
 def _build_layer(attention: str | dict, channels: int) -> AttentionLayer:
     cfg = find_layer(attention)
+    cfg.pop('postfix', None)  # of a plugin's name
     kind = cfg.pop('type')
     layer = kind(in_channels=channels, **cfg)
     if not isinstance(layer, AttentionLayer):

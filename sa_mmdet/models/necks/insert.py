@@ -41,21 +41,23 @@ def insert_among_children(parent: nn.Module, state_dict: StateDict, prefix: str)
     theirs = [key for key in state_dict if key.startswith(prefix)]
     if not theirs and any(child.state_dict() for child in others.values()):
         return 0
-    names = {key for child in attention.values() for key in child.state_dict()}
+    own = {f'{prefix}{name}.{key}': value.shape for name, child in attention.items()
+           for key, value in child.state_dict().items()}
+    of_others = {key for child in others.values() for key in child.state_dict()}
 
     def is_of_attention(key: str) -> bool:
         child, _, name = key.removeprefix(prefix).partition('.')
-        return name in names or (child in attention and name.startswith('layers.'))
+        return own.get(key) == state_dict[key].shape or (
+            (child.isdigit() or child in attention)
+            and name.startswith('layers.') and name not in of_others)
 
-    own = {f'{prefix}{name}.{key}'
-           for name, child in attention.items() for key in child.state_dict()}
     found = set(filter(is_of_attention, theirs))
-    if found and found != own:
-        has = f'has {listed(sorted(found - own))}' if found - own else (
-            f'lacks {listed(sorted(own - found))}')
+    if found and found != own.keys():
+        has = f'has {listed(sorted(found - own.keys()))}' if found - own.keys() else (
+            f'lacks {listed(sorted(own.keys() - found))}')
         raise ConversionError(
-            f'the checkpoint {has}, unlike the network with its '
-            f'{" and ".join(type(child).__name__ for child in children.values())}: give the config '
+            f'the checkpoint {has}, unlike the network, which has here '
+            f'{", ".join(type(child).__name__ for child in children.values())}: give the config '
             'that it was trained with, or a checkpoint without FeatureAttention')
     if found:
         return 0
