@@ -34,6 +34,15 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
+def draw_statistics(model: nn.Module) -> None:
+    """Give batch norms other statistics than the initial ones."""
+    for name, value in model.state_dict().items():
+        if 'running_var' in name:
+            value.uniform_(0.5, 1.5)
+        elif 'running_mean' in name:
+            value.normal_(0, 0.1)
+
+
 def image(size: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     """A random image, always the same."""
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)

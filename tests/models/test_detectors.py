@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import save_checkpoint
 
+from networks import draw_statistics
+
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = dict(mask_rcnn='mask-rcnn', retinanet='retinanet')
 
@@ -35,12 +37,9 @@ def take_all_proposals(train_cfg):
 def give_weights(detector):
     """Random weights whose features keep their size."""
     detector.init_weights()
+    draw_statistics(detector)
     for name, value in detector.state_dict().items():
-        if 'running_var' in name:
-            value.uniform_(0.5, 1.5)
-        elif 'running_mean' in name:
-            value.normal_(0, 0.1)
-        elif 'bn3.weight' in name:
+        if 'bn3.weight' in name:
             value.uniform_(0.1, 0.3)
 
 

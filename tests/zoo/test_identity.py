@@ -9,6 +9,7 @@ from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from torch import nn
 
+from networks import draw_statistics
 from sa_mmdet.apps.validate.config import dicts_below
 from zoo.families import ZOO
 
@@ -56,11 +57,7 @@ def build(config: Config, checkpoint: str | None = None) -> nn.Module:
 def give_weights(detector: nn.Module, image: str) -> None:
     """Random weights and statistics, with which features keep their size and scores differ."""
     detector.init_weights()
-    for name, value in detector.state_dict().items():
-        if 'running_var' in name:
-            value.uniform_(0.5, 1.5)
-        elif 'running_mean' in name:
-            value.normal_(0, 0.1)
+    draw_statistics(detector)
 
     done = set()
 
