@@ -19,6 +19,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', type=Path, help='the file to write, which must not exist')
     parser.add_argument('--verify', action='store_true', help="compare the features before and "
                         'after, on random input in float64')
+    parser.add_argument('--deploy', action='store_true', help='write the network as it is '
+                        'deployed: batch norms folded, the channel shuffle absorbed (docs/deploy.md)')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     return parser.parse_args()
@@ -29,7 +31,7 @@ def main() -> None:
     try:
         config = read_config(args.config, args.cfg_options)
         check_detector(config)
-        convert_checkpoint(config, args.checkpoint, args.out, args.verify)
+        convert_checkpoint(config, args.checkpoint, args.out, args.verify, args.deploy)
     except (CheckpointError, ConfigError, ConversionError) as error:
         sys.exit(f'error: {error}')
 

@@ -14,6 +14,8 @@ from ..checkpoint.read import read_checkpoint
 from ..models.attention import AttentionLayer
 from ..models.backbones import AttentionResNet
 from ..models.convert import ConversionError, attention_blocks, convert_state_dict
+from ..models.deploy import for_deployment
+from ..models.gated_conv import GatedConv2d
 from ..models.necks import FeatureAttention, insert_feature_attention
 from ..version import __version__
 from .validate.config import class_of, detector_of, reason
@@ -24,7 +26,8 @@ CLASSIFIER_PARTS = ('fc.', 'head.', 'neck.')
 NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
 
 
-def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False) -> None:
+def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False,
+                       deploy: bool = False) -> None:
     """Write the weights in ``source`` as weights for the detector, or its backbone, of ``config``.
 
     ``source`` is a detector's checkpoint (then ``target`` is one too), or one of a backbone or a
@@ -38,6 +41,7 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
         target: the file to write; must not exist.
         verify: compare the features before and after, on random input in float64.
+        deploy: write what ``for_deployment`` makes of the network.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -77,12 +81,14 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     if verify:
         if converted or inserted:
             _verify(inner, plain, state, network, whole=bool(inserted))
-        else:
+        elif not deploy:
             print('nothing to verify: there is no network without attention to compare with')
+    if deploy:
+        state = _deploy(network, verify)
 
     written = dict(
         converted_from=str(source), sha256=sha256(source),
-        bottlenecks_converted=converted, feature_attention_inserted=inserted,
+        bottlenecks_converted=converted, feature_attention_inserted=inserted, deployed=deploy,
         sa_mmdet_version=__version__)
     if kind != 'backbone' and 'dataset_meta' in meta:
         written['dataset_meta'] = meta['dataset_meta']
@@ -102,7 +108,9 @@ def _build(cfg: ConfigDict) -> nn.Module:
     """Build a model without its initial weights, which are not needed here."""
     cfg = copy.deepcopy(cfg)
     detector = detector_of(cfg)
-    (detector.backbone if 'backbone' in detector else cfg).init_cfg = None
+    backbone = detector.backbone if 'backbone' in detector else cfg
+    backbone.init_cfg = None
+    backbone.pop('deploy', None)  # of what is written, not of what is read
     return MODELS.build(cfg)
 
 
@@ -170,6 +178,22 @@ def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
     return cfg
 
 
+@torch.no_grad()
+def _deploy(network: nn.Module, verify: bool) -> dict:
+    """Return the state dict of a network that has its weights, as it is deployed."""
+    try:
+        deployed = for_deployment(network)
+    except ValueError as error:
+        raise ConversionError(f'{error}. Leave out --deploy') from error
+    absorbed = sum(isinstance(module, GatedConv2d) for module in deployed.modules())
+    print(f'{absorbed} bottlenecks deployed, for a config with model.backbone.deploy=True')
+    if verify:
+        image = torch.randn(1, 3, 320, 320, dtype=torch.float64)
+        _compare(*(_outputs(copy.deepcopy(part).double().eval(), image)
+                   for part in (network, deployed)))
+    return deployed.state_dict()
+
+
 def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
             whole: bool) -> None:
     """Print the largest difference of every feature; raise where it is more than rounding.
@@ -195,9 +219,14 @@ def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
     except RuntimeError as error:
         raise ConversionError(f'it cannot be verified here, by a forward on the CPU: '
                               f'{reason(error)}. Leave out --verify') from error
-    for index, (before, after) in enumerate(zip(*features, strict=True)):
-        difference = (after - before).abs().max().item()
-        scale = before.abs().max().item()
+    _compare(*features)
+
+
+def _compare(before: tuple[torch.Tensor, ...], after: tuple[torch.Tensor, ...]) -> None:
+    """Print the largest difference of every feature; raise where it is more than rounding."""
+    for index, (x, y) in enumerate(zip(before, after, strict=True)):
+        difference = (y - x).abs().max().item()
+        scale = x.abs().max().item()
         print(f'output {index}: largest difference {difference:.3g} of values up to {scale:.3g}')
         if not difference <= 1e-5 * scale:
             raise ConversionError(f'verification failed: output {index} differs')
@@ -206,11 +235,16 @@ def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
 @torch.no_grad()
 def _features(cfg: ConfigDict, state: dict, prefix: str, image: torch.Tensor
               ) -> tuple[torch.Tensor, ...]:
-    """Return what a detector's head is given, or what a backbone gives, in float64."""
+    """Return the features in float64, of weights that are given."""
     network = _build(cfg).double()
     network.eval()
     network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
                              if key.startswith(prefix)}, strict=False)
+    return _outputs(network, image)
+
+
+def _outputs(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return what a detector's head is given, or what a backbone gives."""
     return network.extract_feat(image) if hasattr(network, 'extract_feat') else network(image)
 
 

@@ -1,7 +1,7 @@
 """The C++ implementation (csrc/): float32, float64, bfloat16 and float16 on CPU.
 
 There is a library for each instruction set, ``_cpu_<capability>.so``, which setup.py builds.
-Loading one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward}_<capability>``.
+Loading one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward,gate}_<capability>``.
 """
 from collections.abc import Callable
 from functools import cache
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .reference import BatchNorm, Parameters
+from .reference import BatchNorm, ChannelParameters, Parameters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -55,16 +55,18 @@ def takes_device(device: torch.device) -> bool:
 
 
 @cache
-def operators() -> tuple[Callable, Callable]:
-    """Return forward and backward of the loaded library."""
+def operators() -> tuple[Callable, Callable, Callable]:
+    """Return forward, backward and gate of the loaded library."""
     return operators_of(capability()[0])
 
 
 @cache
-def operators_of(name: str) -> tuple[Callable, Callable]:
-    """Return forward and backward of a capability whose library was loaded."""
-    return (getattr(torch.ops.sa_mmdet, f'shuffle_attention_forward_{name}').default,
-            getattr(torch.ops.sa_mmdet, f'shuffle_attention_backward_{name}').default)
+def operators_of(name: str) -> tuple[Callable, Callable, Callable]:
+    """Return forward, backward and gate of a capability whose library was loaded."""
+    forward, backward, gate = (
+        getattr(torch.ops.sa_mmdet, f'shuffle_attention_{kind}_{name}').default
+        for kind in ('forward', 'backward', 'gate'))
+    return forward, backward, gate
 
 
 def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
@@ -81,3 +83,9 @@ def backward(
     """Compute what ``reference.backward`` does."""
     return operators()[1](dout, z, out, stats, batch_norm or [], parameters, groups, eps, bn_eps,
                           input_gradients)
+
+
+def gate_(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps: float) -> Tensor:
+    """Write over ``z``, and return it, what ``sa_mmdet.ops.absorbed.gate`` makes of it."""
+    operators()[2](z, identity, parameters, eps)
+    return z

@@ -1,15 +1,19 @@
 """ResNet's bottleneck, whose end is one operator."""
 from types import ModuleType
 
+import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from mmdet.models.backbones.resnet import Bottleneck
 from torch import Tensor, nn
 
 from ...ops import reference
+from ...ops.absorbed import gate
 from ...ops.dispatch import is_traced, route
 from ...ops.functional import compute
 from ..attention import ShuffleAttention
-from .folding import BATCH_NORMS, conv_norm, has_hooks
+from ..gated_conv import GatedConv2d, absorb
+from .folding import BATCH_NORMS, conv_norm, folded, has_hooks, is_foldable
 
 
 class AttentionBottleneck(Bottleneck):
@@ -38,10 +42,28 @@ class AttentionBottleneck(Bottleneck):
         identity = x
         if self.downsample is not None:
             identity = self._downsampled(x, chosen)
+        if self._is_deployed():
+            return self.conv3(out, identity)
+        if not torch.is_grad_enabled() and (attention := self._absorbable(out, identity, chosen)):
+            weight, bias, parameters = absorb(*folded(self.conv3, self.norm3), attention)
+            return gate(F.conv2d(out, weight, bias), identity, parameters, attention.eps)
         out = self.conv3(out)  # and the convolution's input is not held until the end
         if chosen is not None and out.dtype != x.dtype:
             chosen = route(out)
         return self._after_conv3(out, identity, chosen)
+
+    def _is_deployed(self) -> bool:
+        """Return whether conv3 does all that follows."""
+        return (type(self.conv3) is GatedConv2d and not self.after_conv3_plugin_names
+                and type(self.relu) is nn.ReLU and not has_hooks(self.conv3, self.norm3, self.relu))
+
+    def _absorbable(self, x: Tensor, identity: Tensor, chosen: ModuleType | None
+                    ) -> ShuffleAttention | None:
+        """Return the attention, where in inference conv3 can have its shuffle."""
+        if not hasattr(chosen, 'gate_') or not is_foldable(self.conv3, self.norm3, x, chosen):
+            return None
+        attention = self._fusible_attention(identity, identity)
+        return attention if attention is not None and attention.operands is not None else None
 
     def _downsampled(self, x: Tensor, chosen: ModuleType | None) -> Tensor:
         downsample = self.downsample

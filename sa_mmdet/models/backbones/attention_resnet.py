@@ -1,4 +1,6 @@
 """ResNet with an attention layer at the end of every bottleneck."""
+from functools import partial
+
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
 from torch import Tensor
@@ -7,6 +9,7 @@ from ...environment import torchvision_problem
 from ...ops.dispatch import route
 from ..attention import ShuffleAttention
 from ..attention.base import check_bool, check_feature_map, find_layer
+from ..deploy import deploy_backbone, deploy_on_load
 from .attention_bottleneck import AttentionBottleneck
 from .channels_last import in_channels_last
 from .folding import conv_norm
@@ -32,6 +35,8 @@ class AttentionResNet(ResNet):
         convert_weights: False loads a checkpoint of plain ResNet as it is.
         channels_last: True computes in channels_last, as ``in_channels_last``; images and features
             are contiguous all the same.
+        deploy: True builds what ``for_deployment`` makes of the backbone, for inference. It loads
+            deployed weights, and deploys trained ones, or a plain ResNet's, when it loads them.
         **kwargs: every other argument of ``mmdet.ResNet``.
 
     Shape:
@@ -46,7 +51,7 @@ class AttentionResNet(ResNet):
     """
 
     # the arguments that ``mmdet.ResNet`` does not have
-    own_arguments = ('attention', 'convert_weights', 'channels_last')
+    own_arguments = ('attention', 'convert_weights', 'channels_last', 'deploy')
     arch_settings = {
         depth: setting
         for depth, setting in ResNet.arch_settings.items() if setting[0] is Bottleneck
@@ -58,6 +63,7 @@ class AttentionResNet(ResNet):
                  plugins: list[dict] | None = None,
                  convert_weights: bool = True,
                  channels_last: bool = False,
+                 deploy: bool = False,
                  **kwargs):
         if depth not in list(self.arch_settings):
             raise ValueError(
@@ -65,6 +71,7 @@ class AttentionResNet(ResNet):
                 f'{sorted(self.arch_settings)}, got {depth!r}')
         check_bool('convert_weights', convert_weights)
         check_bool('channels_last', channels_last)
+        check_bool('deploy', deploy)
         plugin = dict(cfg=find_layer(attention), position='after_conv3')
         super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
         stages = list(range(self.num_stages))
@@ -72,6 +79,11 @@ class AttentionResNet(ResNet):
             raise ValueError(f'out_indices must be of the stages {stages}, got {self.out_indices}')
         self.convert_weights = convert_weights
         self.in_channels = kwargs.get('in_channels', 3)
+        if deploy:
+            trained = dict(kwargs, depth=depth, attention=attention, plugins=plugins,
+                           convert_weights=convert_weights, init_cfg=None)
+            deploy_backbone(self.eval())
+            deploy_on_load(self, partial(AttentionResNet, **trained))
         if channels_last:
             in_channels_last(self)
 

@@ -32,19 +32,29 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | 
     and tracing are to see the layers. On a GPU the bias is a pass of its own, so that only the
     memory of the backward pass is won, and it is done for that.
     """
+    if not is_foldable(conv, norm, x, chosen):
+        return norm(conv(x))
+    weight, bias = folded(conv, norm)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | None) -> bool:
+    """Return whether ``conv_norm`` folds the norm."""
     if (chosen is None or chosen is reference or norm.training or type(conv) is not nn.Conv2d
             or torch.is_autocast_enabled(x.device.type)
             or (x.is_cuda and not (torch.is_grad_enabled() and conv.weight.requires_grad))):
-        return norm(conv(x))
+        return False
     weight, (down, right) = conv.weight, conv.stride
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (down * right)
-    if (pixels < weight[0].numel() or conv.bias is not None or conv.padding_mode != 'zeros'
-            or type(norm).forward not in BATCH_NORMS or norm.weight is None or norm.bias is None
-            or norm.running_mean is None or x.dtype not in (torch.float32, torch.float64)
-            or not x.dtype == weight.dtype == norm.weight.dtype == norm.running_var.dtype
-            or has_hooks(conv, norm)):
-        return norm(conv(x))
+    return not (
+        pixels < weight[0].numel() or conv.bias is not None or conv.padding_mode != 'zeros'
+        or type(norm).forward not in BATCH_NORMS or norm.weight is None or norm.bias is None
+        or norm.running_mean is None or x.dtype not in (torch.float32, torch.float64)
+        or not x.dtype == weight.dtype == norm.weight.dtype == norm.running_var.dtype
+        or has_hooks(conv, norm))
+
+
+def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the weight and bias of a convolution with its batch norm."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-    shift = norm.bias - norm.running_mean * scale
-    return F.conv2d(x, weight * scale.view(-1, 1, 1, 1), shift, conv.stride, conv.padding,
-                    conv.dilation, conv.groups)
+    return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale

@@ -95,11 +95,12 @@ struct Gates {
   using acc_t = accumulate_t<T>;
   std::vector<acc_t> slope, center, offset, scale, at_center;
 
-  Gates(const Statistics* stats, const Parameters& parameters, int64_t channels)
+  template <typename P>
+  Gates(const Statistics* stats, const P& parameters, int64_t channels)
       : slope(channels), center(channels), offset(channels), scale(channels), at_center(channels) {
     for (int64_t c = 0; c < channels; ++c) {
-      const auto gate = parameters.gate<acc_t>(c, stats[c]);
-      const auto affine = parameters.batch_norm.affine(c);
+      const auto gate = parameters.template gate<acc_t>(c, stats[c]);
+      const auto affine = parameters.affine(c);
       slope[c] = gate.slope, center[c] = gate.center, offset[c] = gate.offset;
       scale[c] = affine.scale, at_center[c] = affine(gate.center);
     }
@@ -127,13 +128,9 @@ struct Gated {
   }
 };
 
-// identity is not read without kAddsIdentity.
-template <typename T, bool kAddsIdentity>
-void channels_last_forward(
-    const T* x, const T* identity, T* y, Statistics* stats, const Parameters& parameters,
-    const Shape& shape) {
-  const Chunks chunks(shape);
-  const int64_t channels = shape.c, half = channels / 2;
+template <typename T>
+void channels_last_statistics(const T* x, Statistics* stats, const Chunks& chunks) {
+  const int64_t channels = chunks.shape.c;
   std::vector<Moments> partial(chunks.count() * channels);
   chunks.parallel([&](int64_t chunk, int64_t, int64_t offset, int64_t pixels) {
     chunk_moments(x + offset, pixels, channels, partial.data() + chunk * channels);
@@ -143,6 +140,16 @@ void channels_last_forward(
     for (int64_t i = 0; i < chunks.per_image; ++i) moments.merge(of_plane[i * channels]);
     stats[plane] = moments.statistics();
   });
+}
+
+// identity is not read without kAddsIdentity.
+template <typename T, bool kAddsIdentity>
+void channels_last_forward(
+    const T* x, const T* identity, T* y, Statistics* stats, const Parameters& parameters,
+    const Shape& shape) {
+  const Chunks chunks(shape);
+  const int64_t channels = shape.c, half = channels / 2;
+  channels_last_statistics(x, stats, chunks);
   chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
     const Gates<T> gates(stats + n * channels, parameters, channels);
     for (int64_t at = offset; at < offset + pixels * channels; at += channels)
@@ -154,6 +161,25 @@ void channels_last_forward(
           y_a = relu(y_a + identity_a), y_b = relu(y_b + identity_b);
         }
         store_interleaved<T>(y + at + 2 * c, y_a, y_b, count);
+      });
+  });
+}
+
+// In place, with the shuffle absorbed.
+template <typename T, bool kAddsIdentity>
+void channels_last_gate(
+    T* x, const T* identity, Statistics* stats, const ChannelParameters& parameters,
+    const Shape& shape) {
+  const Chunks chunks(shape);
+  channels_last_statistics<T>(x, stats, chunks);
+  chunks.parallel([&](int64_t, int64_t n, int64_t offset, int64_t pixels) {
+    const Gates<T> gates(stats + n * shape.c, parameters, shape.c);
+    for (int64_t at = offset; at < offset + pixels * shape.c; at += shape.c)
+      for_each_pack<T>(0, shape.c, [&](int64_t c, auto count) {
+        const Gated<T, kAddsIdentity> gated(x + at, gates, c, count);
+        auto y = gated.v * gated.s.value;
+        if constexpr (kAddsIdentity) y = relu(y + Pack<T>::load(identity + at + c, count));
+        y.store(x + at + c, count);
       });
   });
 }

@@ -24,16 +24,6 @@ struct Shape {
   int64_t n, c, area;
 };
 
-// Channel c of y goes to channel 2 i + k of the shuffled output, with c = k C / 2 + i.
-inline int64_t shuffled(int64_t c, int64_t channels) {
-  return c % (channels / 2) * 2 + c / (channels / 2);
-}
-
-// The channel that is shuffled to channel c.
-inline int64_t unshuffled(int64_t c, int64_t channels) {
-  return c % 2 * (channels / 2) + c / 2;
-}
-
 // Sums run in the type of computation over a block, from block to block in double.
 constexpr int64_t kBlock = 4096;
 
@@ -255,25 +245,26 @@ inline int64_t planes_per_task(int64_t area) {
   return std::max<int64_t>(1, 32768 / area);
 }
 
-// around(n, c, affine, center): what surrounds the plane of input channel c.
-template <typename T, typename F>
+// around(n, c, affine, center): what surrounds the plane of input channel c. y may be x where no
+// channel is moved.
+template <typename T, typename P, typename F>
 void contiguous_forward(
-    Planes<const T> x, Planes<T> y, Statistics* stats, const Parameters& parameters,
-    const Shape& shape, F around) {
+    Planes<const T> x, Planes<T> y, Statistics* stats, const P& parameters, const Shape& shape,
+    F around) {
   using acc_t = accumulate_t<T>;
   at::parallel_for(
       0, shape.n * shape.c, planes_per_task(shape.area), [&](int64_t begin, int64_t end) {
         // in the order of the output: memory that is written in order is written faster
         for (int64_t out = begin; out < end; ++out) {
-          const int64_t n = out / shape.c, c = unshuffled(out % shape.c, shape.c);
+          const int64_t n = out / shape.c, c = parameters.source(out % shape.c, shape.c);
           const int64_t plane = n * shape.c + c;
           const bool spatial = parameters.is_spatial(c);
           const T* from = x(n, c);
           T* to = y(n, out % shape.c);
           stats[plane] = spatial ? plane_moments(from, shape.area).statistics()
                                  : Statistics{plane_mean(from, shape.area), 0};
-          const auto gate = parameters.gate<acc_t>(c, stats[plane]);
-          const auto around_plane = around(n, c, parameters.batch_norm.affine(c), gate.center);
+          const auto gate = parameters.template gate<acc_t>(c, stats[plane]);
+          const auto around_plane = around(n, c, parameters.affine(c), gate.center);
           if (spatial)
             gate_plane(from, to, shape.area, gate, around_plane);
           else

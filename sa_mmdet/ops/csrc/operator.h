@@ -153,10 +153,10 @@ void check_like(const char* name, const Tensor& tensor, const Tensor& x) {
                     name, " must have the shape and type of the input");
 }
 
-template <typename T>
+template <typename T, typename P>
 void forward_contiguous(
-    const Tensor& x, const Tensor& identity, Tensor& y, Statistics* stats,
-    const Parameters& parameters, const Shape& shape) {
+    const Tensor& x, const Tensor& identity, const Tensor& y, Statistics* stats,
+    const P& parameters, const Shape& shape) {
   const auto from = planes_of<const T>(x);
   const auto to = planes_of<T>(y);
   if (!identity.defined()) {
@@ -169,7 +169,7 @@ void forward_contiguous(
       from, to, stats, parameters, shape,
       [=](int64_t n, int64_t c, const Affine& affine, double center) {
         return WithIdentity<T>{Pack<T>(affine.scale), Pack<T>(affine(center)),
-                               added(n, shuffled(c, shape.c)), nullptr, nullptr, nullptr};
+                               added(n, parameters.target(c, shape.c)), nullptr, nullptr, nullptr};
       });
 }
 
@@ -203,6 +203,35 @@ std::tuple<Tensor, Tensor> forward(
         }
       });
   return {y, stats};
+}
+
+// Write over z what the attention makes of it where its shuffle is absorbed, and with an identity
+// that added and a ReLU. The parameters are slope, of_mean and constant, of a value for each channel.
+void gate(
+    const Tensor& z, const std::optional<Tensor>& identity, at::TensorList parameters, double eps) {
+  TORCH_CHECK_VALUE(z.dim() == 4, "z must have four dimensions, not ", z.dim());
+  const auto layout = layout_of(z);
+  TORCH_CHECK_VALUE(z.is_contiguous(layout), "z must be contiguous or channels_last");
+  if (identity) check_like("identity", *identity, z);
+  if (z.numel() == 0) return;
+  const auto values = gather(parameters, z.size(1));
+  TORCH_CHECK_VALUE(parameters.size() == 3, "parameters must be three tensors");
+  const auto shape = shape_of(z);
+  const double* slope = values.data();
+  const ChannelParameters of_channels{slope, slope + shape.c, slope + 2 * shape.c, eps};
+  std::vector<Statistics> stats(shape.n * shape.c);
+  const Tensor added = identity ? in_layout(*identity, layout) : Tensor();
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, z.scalar_type(), "shuffle_attention_gate", [&] {
+        if (layout == at::MemoryFormat::Contiguous) {
+          forward_contiguous<scalar_t>(z, added, z, stats.data(), of_channels, shape);
+        } else {
+          const auto kernel = identity ? channels_last_gate<scalar_t, true>
+                                       : channels_last_gate<scalar_t, false>;
+          kernel(z.data_ptr<scalar_t>(), identity ? added.const_data_ptr<scalar_t>() : nullptr,
+                 stats.data(), of_channels, shape);
+        }
+      });
 }
 
 template <typename T>
@@ -288,6 +317,7 @@ TORCH_LIBRARY_FRAGMENT(sa_mmdet, m) {
   m.def(OPERATOR("forward")
         "(Tensor x, Tensor? identity, Tensor[] batch_norm, Tensor[] attention, int groups, "
         "float eps, float bn_eps) -> (Tensor, Tensor)");
+  m.def(OPERATOR("gate") "(Tensor(a!) z, Tensor? identity, Tensor[] parameters, float eps) -> ()");
   m.def(OPERATOR("backward")
         "(Tensor dy, Tensor x, Tensor? out, Tensor stats, Tensor[] batch_norm, "
         "Tensor[] attention, int groups, float eps, float bn_eps, bool input_gradients) "
@@ -296,5 +326,6 @@ TORCH_LIBRARY_FRAGMENT(sa_mmdet, m) {
 
 TORCH_LIBRARY_IMPL(sa_mmdet, CPU, m) {
   m.impl(OPERATOR("forward"), sa_mmdet::forward);
+  m.impl(OPERATOR("gate"), sa_mmdet::gate);
   m.impl(OPERATOR("backward"), sa_mmdet::backward);
 }

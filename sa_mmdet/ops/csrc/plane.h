@@ -90,6 +90,16 @@ struct PlaneSums {
   double weight, bias, bn_weight, bn_bias;
 };
 
+// Channel c goes to channel 2 i + k of the shuffled output, with c = k C / 2 + i.
+inline int64_t shuffled(int64_t c, int64_t channels) {
+  return c % (channels / 2) * 2 + c / (channels / 2);
+}
+
+// The channel that is shuffled to channel c.
+inline int64_t unshuffled(int64_t c, int64_t channels) {
+  return c % 2 * (channels / 2) + c / 2;
+}
+
 // cweight, cbias, sweight, sbias, gn_weight, gn_bias, each of p values, one after the other.
 struct Parameters {
   const double* values;
@@ -99,6 +109,18 @@ struct Parameters {
 
   bool is_spatial(int64_t c) const {
     return c / p % 2;
+  }
+
+  // Where a channel of the output comes from, and where one of the input goes.
+  int64_t source(int64_t c, int64_t channels) const {
+    return unshuffled(c, channels);
+  }
+  int64_t target(int64_t c, int64_t channels) const {
+    return shuffled(c, channels);
+  }
+
+  Affine affine(int64_t c) const {
+    return batch_norm.affine(c);
   }
 
   double rstd(int64_t c, const Statistics& stats) const {
@@ -158,6 +180,38 @@ struct Parameters {
     if (!batch_norm.scale) return {sums.weight, sums.bias, 0, 0};
     const double about_mean = dv_deviation + (stats.mean - batch_norm.mean[c]) * dv;
     return {sums.weight, sums.bias, batch_norm.rstd[c] * about_mean, dv};
+  }
+};
+
+// What is left of the attention where its shuffle is absorbed by the layer before: of each channel,
+// in place, the slope for planes of variance 1, what the mean is multiplied with, and a constant.
+struct ChannelParameters {
+  const double *slope, *of_mean, *constant;
+  double eps;
+
+  bool is_spatial(int64_t c) const {
+    return slope[c] != 0;
+  }
+
+  int64_t source(int64_t c, int64_t) const {
+    return c;
+  }
+  int64_t target(int64_t c, int64_t) const {
+    return c;
+  }
+
+  Affine affine(int64_t) const {
+    return {1, 0};
+  }
+
+  template <typename acc_t>
+  Gate<acc_t> gate(int64_t c, const Statistics& stats) const {
+    const auto center = static_cast<acc_t>(stats.mean);
+    // the variance is not known where there is no slope
+    const double of_plane = is_spatial(c) ? slope[c] / std::sqrt(stats.variance + eps) : 0;
+    const double offset =
+        of_mean[c] * stats.mean + constant[c] + of_plane * (center - stats.mean);
+    return {static_cast<acc_t>(of_plane), center, static_cast<acc_t>(offset)};
   }
 };
 

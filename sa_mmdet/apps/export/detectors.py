@@ -1,0 +1,209 @@
+"""Inference of MMDetection's detectors on one image, in operators that ONNX has.
+
+MMDetection's own decides by sizes in Python, which a trace cannot follow. Here every decision is an
+operator, so that the exported graph takes images of any size. Networks, anchors and box coders are
+MMDetection's.
+"""
+import torch
+import torch.nn.functional as F
+from mmdet.models import (
+    AnchorHead,
+    BBoxHead,
+    FasterRCNN,
+    FCNMaskHead,
+    MaskRCNN,
+    RetinaNet,
+    SingleRoIExtractor,
+    StandardRoIHead,
+    TwoStageDetector,
+)
+from mmdet.models.task_modules import DeltaXYWHBBoxCoder
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from .operators import NonMaxSuppression, RoiAlign, TopK
+
+
+class ExportError(ValueError):
+    """A detector cannot be exported; the message says why."""
+
+
+class OneImageDetector(nn.Module):
+    """A Faster R-CNN, Mask R-CNN or RetinaNet on one image.
+
+    Args:
+        detector: of MMDetection, in evaluation mode.
+
+    Raises:
+        ExportError: it is another detector, or has a part that differs from theirs.
+    """
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        _check(detector)
+        self.detector = detector
+
+    @property
+    def output_names(self) -> list[str]:
+        """What ``forward`` returns."""
+        with_mask = getattr(self.detector, 'with_mask', False)
+        return ['dets', 'labels', *['masks'] * with_mask]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Detect.
+
+        Args:
+            image: (1, 3, H, W), float32: blue, green and red from 0 to 255, as OpenCV reads them.
+
+        Returns:
+            ``dets``, (K, 5) float32, left, top, right and bottom in pixels of the image, and score,
+            by falling score; ``labels``, (K,) int64; of Mask R-CNN also ``masks``, (K, h, w)
+            float32, the probability that a part of the box belongs to the object, usually 28 x 28.
+        """
+        height, width = image.shape[2:]
+        border = torch.stack([torch.as_tensor(side) for side in (width, height, width, height)])
+        features = self.detector.extract_feat(self._preprocessed(image))
+        border = border.to(image.dtype)
+        if not isinstance(self.detector, TwoStageDetector):
+            head = self.detector.bbox_head
+            return _of_classes(*_candidates(head, features, border, head.test_cfg), head)
+        return self._second_stage(features, self._proposals(features, border), border)
+
+    def _preprocessed(self, image: Tensor) -> Tensor:
+        """Do what the data preprocessor does: normalise, and pad to whole strides."""
+        preprocessor = self.detector.data_preprocessor
+        if preprocessor._channel_conversion:
+            image = image.flip(1)
+        if preprocessor._enable_normalize:
+            image = (image - preprocessor.mean) / preprocessor.std
+        divisor = preprocessor.pad_size_divisor
+        height, width = image.shape[2:]
+        return F.pad(image, (0, -width % divisor, 0, -height % divisor),
+                     value=float(preprocessor.pad_value))
+
+    def _proposals(self, features: tuple[Tensor, ...], border: Tensor) -> Tensor:
+        """Return (N, 4): what the RPN proposes, by falling score."""
+        head = self.detector.rpn_head
+        cfg = self.detector.test_cfg.rpn
+        boxes, scores = [], []
+        for of_level, score, _ in _levels(head, features, border, cfg):
+            kept = NonMaxSuppression.apply(of_level[None], score[None, None], cfg.max_per_img,
+                                           cfg.nms.iou_threshold, -1.)[:, 2]
+            boxes.append(of_level[kept])
+            scores.append(score[kept])
+        return torch.cat(boxes)[TopK.apply(torch.cat(scores), cfg.max_per_img)[1]]
+
+    def _second_stage(self, features: tuple[Tensor, ...], proposals: Tensor, border: Tensor
+                      ) -> tuple[Tensor, ...]:
+        roi_head, cfg = self.detector.roi_head, self.detector.test_cfg.rcnn
+        head = roi_head.bbox_head
+        logits, deltas = head(_extract(roi_head.bbox_roi_extractor, features, proposals))
+        scores = logits.softmax(-1)[:, :-1].t()  # (classes, N)
+        if head.reg_class_agnostic:
+            boxes, scores = _decode(head, proposals, deltas, border)[None], scores[None]
+        else:
+            deltas = deltas.unflatten(1, (head.num_classes, 4)).transpose(0, 1)
+            boxes = _decode(head, proposals.repeat(head.num_classes, 1), deltas.reshape(-1, 4),
+                            border).unflatten(0, (head.num_classes, -1))
+            scores = scores[:, None]
+        dets, labels = _suppressed(boxes, scores, cfg)
+        if not roi_head.with_mask:
+            return dets, labels
+        extractor = roi_head.mask_roi_extractor if not roi_head.share_roi_extractor else (
+            roi_head.bbox_roi_extractor)
+        masks = roi_head.mask_head(_extract(extractor, features, dets[:, :4])).sigmoid()
+        if roi_head.mask_head.class_agnostic:
+            return dets, labels, masks[:, 0]
+        return dets, labels, masks[torch.arange(labels.shape[0]), labels]
+
+
+def _check(detector: nn.Module) -> None:
+    """Raise ExportError unless it is what this file does."""
+    if type(detector) not in (FasterRCNN, MaskRCNN, RetinaNet):
+        raise ExportError(f'{type(detector).__name__} cannot be exported: choose a FasterRCNN, '
+                          'MaskRCNN or RetinaNet')
+    two_stages = isinstance(detector, TwoStageDetector)
+    dense = detector.rpn_head if two_stages else detector.bbox_head
+    box_heads, cfgs = [dense], [detector.test_cfg.rpn if two_stages else detector.test_cfg]
+    parts = [(dense, AnchorHead)]
+    if two_stages:
+        roi_head = detector.roi_head
+        box_heads.append(roi_head.bbox_head)
+        cfgs.append(detector.test_cfg.rcnn)
+        parts += [(roi_head, StandardRoIHead), (roi_head.bbox_head, BBoxHead),
+                  (roi_head.bbox_roi_extractor, SingleRoIExtractor)]
+        if roi_head.with_mask:
+            parts += [(roi_head.mask_roi_extractor, SingleRoIExtractor),
+                      (roi_head.mask_head, FCNMaskHead)]
+    parts += [(head.bbox_coder, DeltaXYWHBBoxCoder) for head in box_heads]
+    for part, expected in parts:
+        if not isinstance(part, expected):
+            raise ExportError(f'{type(part).__name__} of this {type(detector).__name__} cannot be '
+                              f'exported: choose one with {expected.__name__}')
+    if not dense.use_sigmoid_cls:
+        raise ExportError(f'{type(dense).__name__} with a softmax cannot be exported: choose '
+                          'use_sigmoid=True')
+    for cfg in cfgs:
+        if cfg.nms.get('type', 'nms') != 'nms' or cfg.nms.get('class_agnostic'):
+            raise ExportError(f'nms={dict(cfg.nms)} of test_cfg cannot be exported: choose '
+                              "type='nms', for each class")
+
+
+def _levels(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg: ConfigDict):
+    """Yield boxes (N, 4), scores (N,) and labels (N,) of the best anchors of each level."""
+    class_maps, delta_maps = head(features)
+    sizes = [scores.shape[2:] for scores in class_maps]
+    anchors = head.prior_generator.grid_priors(sizes, device=border.device)
+    for of_classes, deltas, priors in zip(class_maps, delta_maps, anchors, strict=True):
+        logits = of_classes[0].permute(1, 2, 0).flatten()  # (H W anchors classes,)
+        deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
+        best, place = TopK.apply(logits, cfg.nms_pre)
+        anchor = place // head.cls_out_channels
+        boxes = _decode(head, priors[anchor], deltas[anchor], border)
+        scores, labels = best.sigmoid(), place % head.cls_out_channels
+        if cfg.get('min_bbox_size', -1) >= 0:
+            sides = boxes[:, 2:] - boxes[:, :2]
+            large = (sides > cfg.min_bbox_size).all(1).nonzero().squeeze(1)
+            boxes, scores, labels = boxes[large], scores[large], labels[large]
+        yield boxes, scores, labels
+
+
+def _candidates(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg: ConfigDict
+                ) -> list[Tensor]:
+    """Return boxes, scores and labels of all levels."""
+    return [torch.cat(parts) for parts in zip(*_levels(head, features, border, cfg), strict=True)]
+
+
+def _of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, head: AnchorHead
+                ) -> tuple[Tensor, Tensor]:
+    """Return the detections among boxes that have a score of one class each."""
+    classes = torch.arange(head.cls_out_channels)[:, None]
+    return _suppressed(boxes[None], torch.where(labels == classes, scores, 0.)[None], head.test_cfg)
+
+
+def _decode(head: nn.Module, boxes: Tensor, deltas: Tensor, border: Tensor) -> Tensor:
+    decoded = head.bbox_coder.decode(boxes, deltas)
+    if head.bbox_coder.clip_border:
+        decoded = torch.minimum(decoded.clamp(min=0), border)
+    return decoded
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> tuple[Tensor, Tensor]:
+    """Return detections (K, 5) and labels (K,) of boxes (B, N, 4) with scores (B, classes, N).
+
+    B is 1, or the number of classes, of which each has its boxes and one score.
+    """
+    batch, label, place = NonMaxSuppression.apply(
+        boxes, scores, cfg.max_per_img, cfg.nms.iou_threshold, cfg.score_thr).unbind(1)
+    best, order = TopK.apply(scores[batch, label, place], cfg.max_per_img)
+    return (torch.cat([boxes[batch, place][order], best[:, None]], 1), (batch + label)[order])
+
+
+def _extract(extractor: SingleRoIExtractor, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+    """Return (N, C, h, w): the features of boxes (N, 4), each from the level of its size."""
+    layers = extractor.roi_layers
+    levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(layers))
+    places = [(levels == level).nonzero().squeeze(1) for level in range(len(layers))]
+    parts = [RoiAlign.apply(feature, boxes[place], layer)
+             for feature, place, layer in zip(features, places, layers, strict=False)]
+    return torch.cat(parts)[torch.cat(places).sort()[1]]

@@ -1,0 +1,126 @@
+"""Trained networks as they are deployed: batch norms folded, the channel shuffle absorbed.
+
+What shuffle attention permutes after conv3, conv3 may as well compute in that order; then every
+channel is gated where it stands, by parameters of its own. The algebra is in docs/deploy.md.
+"""
+import copy
+from collections.abc import Callable
+
+from mmdet.models.backbones.resnet import ResNet
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import fuse_conv_bn_eval
+
+from .attention import ShuffleAttention
+from .convert import ConversionError, StateDict, attention_blocks, listed
+from .gated_conv import GatedConv2d
+
+
+def for_deployment(model: nn.Module) -> nn.Module:
+    """Return a network of the same function in evaluation mode, made to be deployed.
+
+    In every ResNet in it (``SAResNet``, and whatever MMDetection derives from ResNet, with the
+    attention as a plugin) batch norms are folded into the convolutions before them, and where
+    shuffle attention follows conv3 the two become one ``GatedConv2d``, without shuffle, split,
+    concatenation, reshape or transpose. Nothing outside the bottlenecks changes, and other
+    attention stays as it is.
+
+    Args:
+        model: a trained backbone or detector, which is left as it is.
+
+    Returns:
+        A copy, whose parameters want no gradients.
+
+    Raises:
+        ConversionError: attention cannot be absorbed: its F_c is not a scale and shift, bn3 is no
+            batch norm, or conv3 no plain convolution; the message names it.
+        ValueError: there is no ResNet in the model.
+    """
+    model = copy.deepcopy(model)
+    model.eval()
+    networks = [(name, module) for name, module in model.named_modules()
+                if isinstance(module, ResNet)]
+    if not networks:
+        raise ValueError(f'{type(model).__name__} has no ResNet, whose bottlenecks could be '
+                         'deployed: give a backbone or a detector with one')
+    for name, network in networks:
+        deploy_backbone(network, f'{name}.' if name else '')
+    return model
+
+
+def deploy_backbone(backbone: nn.Module, prefix: str = '') -> None:
+    """Do with one backbone, in place, what ``for_deployment`` does.
+
+    Args:
+        backbone: in evaluation mode.
+        prefix: before the names in messages, such as 'backbone.'.
+    """
+    blocks = [(f'{prefix}{name}', block, getattr(block, attention), attention)
+              for name, block, attention in attention_blocks(backbone)
+              if isinstance(getattr(block, attention), ShuffleAttention)]
+    for name, block, attention, _ in blocks:
+        _check(name, block, attention)
+    _fold_batch_norms(backbone)
+    for _, block, attention, name in blocks:
+        block.conv3 = GatedConv2d.absorbing(block.conv3, attention)
+        delattr(block, name)
+        block.after_conv3_plugin_names = block.after_conv3_plugin_names[1:]
+    backbone.requires_grad_(False)
+
+
+def _check(name: str, block: nn.Module, attention: ShuffleAttention) -> None:
+    """Raise ConversionError unless the attention of a bottleneck can be absorbed."""
+    norm, conv = getattr(block, block.norm3_name), block.conv3
+    if attention.fc != 'affine':
+        raise ConversionError(
+            f"{name}{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
+            'the paper\'s, can be absorbed; export the network as it is')
+    if not _is_foldable(conv, norm):
+        found = type(norm).__name__ if type(conv) is nn.Conv2d else type(conv).__name__
+        of = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
+        raise ConversionError(
+            f'{name}{of} is {found}: shuffle attention is absorbed by a plain convolution with a '
+            'batch norm; export the network as it is')
+
+
+def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return (type(conv) is nn.Conv2d and isinstance(norm, _BatchNorm)
+            and norm.running_mean is not None)
+
+
+def _fold_batch_norms(network: nn.Module) -> None:
+    """Fold every batch norm that directly follows a convolution among a module's children."""
+    for module in list(network.modules()):
+        children = list(module.named_children())
+        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+            if _is_foldable(conv, norm):
+                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, norm_name, nn.Identity())
+
+
+def deploy_on_load(backbone: nn.Module, build: Callable[[], nn.Module]) -> None:
+    """Let a deployed backbone deploy the weights of the one that was trained, when it loads them.
+
+    Args:
+        backbone: as ``deploy_backbone`` leaves it.
+        build: returns the backbone as it was trained.
+    """
+    def convert(state_dict: StateDict, prefix: str, *_) -> None:
+        own = {key: state_dict[key] for key in state_dict if key.startswith(prefix)}
+        if any(key.endswith('conv3.slope') for key in own):
+            return
+        trained = build()
+        missing, unexpected = trained.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in own.items()}, strict=False)
+        missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+        if missing or unexpected:
+            raise ConversionError(
+                f'the checkpoint lacks {listed(missing) or "nothing"} of the trained backbone, and '
+                f'has {listed(unexpected) or "nothing"} beside it: give the weights that '
+                'were trained with this config, or what convert_checkpoint.py --deploy wrote')
+        deploy_backbone(trained.eval())
+        for key in own:
+            del state_dict[key]
+        state_dict.update({prefix + key: value for key, value in trained.state_dict().items()})
+
+    backbone._register_load_state_dict_pre_hook(convert)

@@ -1,0 +1,58 @@
+"""Shuffle attention whose shuffle is absorbed by the layer before: every plane is gated in place.
+
+What is left of equations 1 to 8 of the paper (Zhang & Yang, arXiv 2102.00240, section 3) is the same
+for both branches: y = x sigmoid(s x + t), with two numbers s and t for each plane (docs/deploy.md).
+"""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .dispatch import route
+from .reference import ChannelParameters, computed
+
+
+def gate(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps: float | None
+         ) -> Tensor:
+    """Return z sigmoid(s z + t), and with an identity that added and a ReLU.
+
+    It may be written over ``z``, which is not to be used any more.
+
+    Args:
+        z: (N, C, H, W), floating point.
+        identity: None, or as ``z``.
+        parameters: slope, of_mean and constant, each (C,), in the dtype of ``z`` or wider.
+        eps: added to the variance; None for attention without group norm, where s = slope and
+            t = of_mean * mean + constant.
+
+    Returns:
+        (N, C, H, W) in the dtype of ``z``.
+    """
+    chosen = route(z)
+    if (hasattr(chosen, 'gate_') and eps is not None and not z.requires_grad
+            and (identity is None or not identity.requires_grad and identity.dtype == z.dtype)):
+        return chosen.gate_(z, identity, parameters, eps)
+    y = gate_reference(z, parameters, eps)
+    return y if identity is None else F.relu(y + identity)
+
+
+def gate_reference(z: Tensor, parameters: ChannelParameters, eps: float | None) -> Tensor:
+    """Return what ``gate`` does without an identity, in operators that every runtime has.
+
+    They are those that cost least in OpenVINO and onnxruntime, and need no sizes: an exported graph
+    has no Shape and Gather.
+    """
+    channels = parameters[0].numel()
+    wide = computed(z)
+    slope, of_mean, constant = (p.to(wide.dtype).view(1, -1, 1, 1) for p in parameters)
+    mean = wide.mean((2, 3), keepdim=True)
+    minus_t = -(of_mean * mean + constant)
+    if eps is None:
+        minus_s = -slope
+    else:
+        area = wide.numel() / mean.numel()
+        squares = torch.linalg.vector_norm(wide, dim=(2, 3), keepdim=True)
+        rstd = torch.rsqrt(F.relu(squares * squares / area - mean * mean) + eps)
+        # as a convolution, or OpenVINO computes it anew for every pixel
+        minus_s = F.conv2d(rstd, -slope.view(-1, 1, 1, 1), groups=channels)
+        minus_t = minus_t - minus_s * mean
+    return (wide / (1 + torch.exp(wide * minus_s + minus_t))).to(z.dtype)
