@@ -43,6 +43,22 @@ def draw_statistics(model: nn.Module) -> None:
             value.normal_(0, 0.1)
 
 
+def give_weights(detector: nn.Module) -> None:
+    """Random weights whose features keep their size."""
+    detector.init_weights()
+    draw_statistics(detector)
+    for name, value in detector.state_dict().items():
+        if 'bn3.weight' in name:
+            value.uniform_(0.1, 0.3)
+
+
+def spread_scores(detector: nn.Module) -> None:
+    """Take scores far apart, into an order that rounding does not change."""
+    for name, value in detector.state_dict().items():
+        if 'cls' in name and 'weight' in name:
+            value *= 50
+
+
 def image(size: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     """A random image, always the same."""
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)

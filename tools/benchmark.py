@@ -15,6 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from sa_mmdet.apps.speed.backbone import BackboneCase, measure_backbone
+from sa_mmdet.apps.speed.deployed import (
+    RUNTIMES,
+    DeployCase,
+    measure_deployed,
+    missing_package,
+)
 from sa_mmdet.apps.speed.measure import Case, describe_machine
 from sa_mmdet.apps.speed.operator import OperatorCase, measure_operator
 from sa_mmdet.apps.speed.report import (
@@ -23,6 +29,7 @@ from sa_mmdet.apps.speed.report import (
     comparison_table,
     compiled_lines,
     compiled_table,
+    file_lines,
     operator_lines,
     operator_plot,
     operator_table,
@@ -72,6 +79,14 @@ def parse_args() -> argparse.Namespace:
                        help=f'of a detector with SAResNet or AttentionResNet; {CONFIG.stem} '
                        'by default')
     train.set_defaults(run=benchmark_training)
+    deploy = commands.add_parser(
+        'deploy', parents=[common_options(batch=1)],
+        help='SAResNet as trained and as deployed beside plain ResNet with folded batch norms, in '
+        'PyTorch, torch.compile, onnxruntime and OpenVINO, on the CPU in float32')
+    deploy.add_argument('--depth', type=int, choices=(50, 101, 152), default=50)
+    deploy.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=RUNTIMES,
+                        help='all by default')
+    deploy.set_defaults(run=benchmark_deployed, dtype='float32')
     args = parser.parse_args()
     check(args, parser)
     return args
@@ -131,7 +146,9 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             parser.error(f'--implementation {args.implementation}: --sweep and --compile-only are '
                          "for Triton's kernels")
         args.implementation = 'triton'
-    if args.command != 'op' and args.tf32 is not None and (
+    if args.command == 'deploy':
+        check_runtimes(args, parser)
+    if getattr(args, 'tf32', None) is not None and (
             args.device.type != 'cuda' or args.dtype != 'float32'):
         parser.error('--tf32 and --no-tf32 are for float32 on CUDA')
     if args.out is not None:
@@ -140,6 +157,16 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         for suffix in OUTPUTS:
             if problem := file_problem(args.out.with_suffix(suffix)):
                 parser.error(f'--out: {problem}')
+
+
+def check_runtimes(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if args.device.type != 'cpu' or args.channels_last:
+        parser.error('deploy is measured on the CPU, where the runtimes choose the layout: use '
+                     '--device cpu, without --channels-last')
+    for runtime in args.runtimes:
+        if missing := missing_package(runtime):
+            parser.error(f'--runtimes {runtime}: {missing} is not installed: pip install '
+                         f'{missing}, or choose others of {", ".join(RUNTIMES)}')
 
 
 def benchmark_operator(args: argparse.Namespace) -> None:
@@ -185,6 +212,14 @@ def benchmark_training(args: argparse.Namespace) -> None:
     report_networks(args, case, measure_training(case), args.config.stem)
 
 
+def benchmark_deployed(args: argparse.Namespace) -> None:
+    """Measure the backbones as they are deployed, print, and write what was asked for."""
+    case = case_of(args, DeployCase, formula=False, depth=args.depth,
+                   runtimes=tuple(args.runtimes))
+    rows = report_networks(args, case, measure_deployed(case), f'ResNet-{args.depth} deployed')
+    print(*file_lines(rows), sep='\n')
+
+
 def case_of(args: argparse.Namespace, kind: type[Case], **options) -> Case:
     """Return what is to be measured, by the options of every command and others."""
     return kind(batch=args.batch, height=args.size[0], width=args.size[1],
@@ -205,14 +240,15 @@ def detector_config(path: Path) -> Config:
 
 
 def report_networks(args: argparse.Namespace, case: Case, rows: Iterator[dict],
-                    subject: str) -> None:
-    """Measure networks, print, and write what was asked for."""
+                    subject: str) -> list[dict]:
+    """Measure networks, print, write what was asked for, and return the rows."""
     MMLogger.get_current_instance().setLevel(logging.WARNING)  # how each parameter starts is noise
     implementation = implementation_name(args, case)
     title = describe(args, f'{subject}, shuffle attention by {implementation!r}')
     rows = measure(args, rows, title, comparison_table)
     print(*comparison_lines(rows), sep='\n')
     write(args, title, rows, comparison_plot)
+    return rows
 
 
 def implementation_name(args: argparse.Namespace, case: Case) -> str:
@@ -270,7 +306,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if args.device.type == 'cuda':
         torch.cuda.set_device(args.device)
-    if args.command != 'op' and args.tf32 is not None:
+    if getattr(args, 'tf32', None) is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     args.run(args)
 

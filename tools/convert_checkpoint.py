@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--verify', action='store_true', help="compare the features before and "
                         'after, on random input in float64')
     parser.add_argument('--deploy', action='store_true', help='write the network as it is '
-                        'deployed: batch norms folded, the channel shuffle absorbed (docs/deploy.md)')
+                        'deployed: batch norms folded, the shuffle absorbed (docs/deploy.md)')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     return parser.parse_args()

@@ -6,7 +6,7 @@ from .convert import ConversionError, attention_blocks, convert_state_dict
 from .deploy import for_deployment
 from .necks import *  # noqa: F403
 
-__all__ = ['ConversionError', 'attention_blocks', 'convert_state_dict', 'for_deployment', *attention.__all__,
-           *backbones.__all__, *necks.__all__]
+__all__ = ['ConversionError', 'attention_blocks', 'convert_state_dict', 'for_deployment',
+           *attention.__all__, *backbones.__all__, *necks.__all__]
 
 loading.convert_weights_on_load()

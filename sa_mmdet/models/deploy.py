@@ -5,14 +5,16 @@ channel is gated where it stands, by parameters of its own. The algebra is in do
 """
 import copy
 from collections.abc import Callable
+from itertools import pairwise
+from typing import cast
 
-from mmdet.models.backbones.resnet import ResNet
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .attention import ShuffleAttention
-from .convert import ConversionError, StateDict, attention_blocks, listed
+from .convert import ConversionError, StateDict, listed
 from .gated_conv import GatedConv2d
 
 
@@ -55,31 +57,33 @@ def deploy_backbone(backbone: nn.Module, prefix: str = '') -> None:
         backbone: in evaluation mode.
         prefix: before the names in messages, such as 'backbone.'.
     """
-    blocks = [(f'{prefix}{name}', block, getattr(block, attention), attention)
-              for name, block, attention in attention_blocks(backbone)
-              if isinstance(getattr(block, attention), ShuffleAttention)]
-    for name, block, attention, _ in blocks:
-        _check(name, block, attention)
+    blocks = []
+    for name, block in backbone.named_modules():
+        first = (getattr(block, 'after_conv3_plugin_names', None) or [''])[0]
+        attention = getattr(block, first, None)
+        if isinstance(block, Bottleneck) and isinstance(attention, ShuffleAttention):
+            _check(f'{prefix}{name}', block, attention)
+            blocks.append((block, attention, first))
     _fold_batch_norms(backbone)
-    for _, block, attention, name in blocks:
+    for block, attention, first in blocks:
         block.conv3 = GatedConv2d.absorbing(block.conv3, attention)
-        delattr(block, name)
+        delattr(block, first)
         block.after_conv3_plugin_names = block.after_conv3_plugin_names[1:]
     backbone.requires_grad_(False)
 
 
-def _check(name: str, block: nn.Module, attention: ShuffleAttention) -> None:
+def _check(name: str, block: Bottleneck, attention: ShuffleAttention) -> None:
     """Raise ConversionError unless the attention of a bottleneck can be absorbed."""
     norm, conv = getattr(block, block.norm3_name), block.conv3
     if attention.fc != 'affine':
         raise ConversionError(
-            f"{name}{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
+            f"{name}.{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
             'the paper\'s, can be absorbed; export the network as it is')
     if not _is_foldable(conv, norm):
         found = type(norm).__name__ if type(conv) is nn.Conv2d else type(conv).__name__
         of = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
         raise ConversionError(
-            f'{name}{of} is {found}: shuffle attention is absorbed by a plain convolution with a '
+            f'{name}.{of} is {found}: shuffle attention is absorbed by a plain convolution with a '
             'batch norm; export the network as it is')
 
 
@@ -92,9 +96,10 @@ def _fold_batch_norms(network: nn.Module) -> None:
     """Fold every batch norm that directly follows a convolution among a module's children."""
     for module in list(network.modules()):
         children = list(module.named_children())
-        for (conv_name, conv), (norm_name, norm) in zip(children, children[1:], strict=False):
+        for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if _is_foldable(conv, norm):
-                setattr(module, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, conv_name, fuse_conv_bn_eval(cast(nn.Conv2d, conv),
+                                                             cast(_BatchNorm, norm)))
                 setattr(module, norm_name, nn.Identity())
 
 

@@ -9,7 +9,7 @@ from .attention import ShuffleAttention
 
 def absorb(weight: Tensor, bias: Tensor, attention: ShuffleAttention
            ) -> tuple[Tensor, Tensor, ChannelParameters]:
-    """Return a 1x1 convolution that has the channels in the order in which the attention leaves them.
+    """Return a 1x1 convolution whose channels stand in the order that the attention leaves.
 
     Args:
         weight, bias: of the convolution before the attention, (C, in_channels, 1, 1) and (C,).
@@ -25,12 +25,13 @@ def absorb(weight: Tensor, bias: Tensor, attention: ShuffleAttention
         constant = torch.addcmul(constant, slope, attention.gn.bias)
         slope = slope * attention.gn.weight
     zero = torch.zeros_like(slope)
-    halves = (zero, slope), (attention.cweight.flatten(), zero), (attention.cbias.flatten(), constant)
+    halves = ((zero, slope), (attention.cweight.flatten(), zero),
+              (attention.cbias.flatten(), constant))
     by_channel = [torch.stack(pair).expand(attention.groups, 2, p).flatten() for pair in halves]
-    weight, bias, *parameters = (
+    weight, bias, slope, of_mean, constant = (
         _shuffled(tensor) if attention.shuffle else tensor
         for tensor in (weight, bias, *by_channel))
-    return weight, bias, tuple(parameters)
+    return weight, bias, (slope, of_mean, constant)
 
 
 def _shuffled(x: Tensor) -> Tensor:
@@ -54,8 +55,9 @@ class GatedConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, eps: float | None):
         super().__init__(in_channels, out_channels, 1)
         self.eps = eps
-        for name in ('slope', 'of_mean', 'constant'):
-            self.register_parameter(name, nn.Parameter(torch.zeros(out_channels)))
+        self.slope = nn.Parameter(torch.zeros(out_channels))
+        self.of_mean = nn.Parameter(torch.zeros(out_channels))
+        self.constant = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """Return y, and with an identity of its shape that added and a ReLU.
@@ -77,7 +79,8 @@ class GatedConv2d(nn.Conv2d):
     @classmethod
     @torch.no_grad()
     def absorbing(cls, conv: nn.Conv2d, attention: ShuffleAttention) -> 'GatedConv2d':
-        """Return a 1x1 convolution with bias and the attention that follows it as one."""
+        """Return a 1x1 convolution and the attention that follows it as one."""
+        assert conv.bias is not None, 'that of the batch norm which was folded'
         gated = cls(conv.in_channels, conv.out_channels,
                     attention.eps if attention.gn is not None else None)
         gated.to(conv.weight).train(conv.training)

@@ -1,13 +1,13 @@
 """Shuffle attention whose shuffle is absorbed by the layer before: every plane is gated in place.
 
-What is left of equations 1 to 8 of the paper (Zhang & Yang, arXiv 2102.00240, section 3) is the same
-for both branches: y = x sigmoid(s x + t), with two numbers s and t for each plane (docs/deploy.md).
+What is left of the attention (Zhang & Yang, arXiv 2102.00240, section 3) is the same for both
+branches: y = x sigmoid(s x + t), with two numbers s and t for each plane (docs/deploy.md).
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import route
+from .dispatch import is_traced, route
 from .reference import ChannelParameters, computed
 
 
@@ -29,7 +29,7 @@ def gate(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps:
     """
     chosen = route(z)
     if (hasattr(chosen, 'gate_') and eps is not None and not z.requires_grad
-            and (identity is None or not identity.requires_grad and identity.dtype == z.dtype)):
+            and (identity is None or (not identity.requires_grad and identity.dtype == z.dtype))):
         return chosen.gate_(z, identity, parameters, eps)
     y = gate_reference(z, parameters, eps)
     return y if identity is None else F.relu(y + identity)
@@ -38,8 +38,7 @@ def gate(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps:
 def gate_reference(z: Tensor, parameters: ChannelParameters, eps: float | None) -> Tensor:
     """Return what ``gate`` does without an identity, in operators that every runtime has.
 
-    They are those that cost least in OpenVINO and onnxruntime, and need no sizes: an exported graph
-    has no Shape and Gather.
+    They are those that cost least in OpenVINO, as measured, and an exported graph gathers no sizes.
     """
     channels = parameters[0].numel()
     wide = computed(z)
@@ -49,7 +48,7 @@ def gate_reference(z: Tensor, parameters: ChannelParameters, eps: float | None) 
     if eps is None:
         minus_s = -slope
     else:
-        area = wide.numel() / mean.numel()
+        area = wide.numel() / mean.numel() if is_traced(z) else z.shape[2] * z.shape[3]
         squares = torch.linalg.vector_norm(wide, dim=(2, 3), keepdim=True)
         rstd = torch.rsqrt(F.relu(squares * squares / area - mean * mean) + eps)
         # as a convolution, or OpenVINO computes it anew for every pixel

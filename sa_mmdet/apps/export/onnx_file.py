@@ -16,7 +16,6 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...checkpoint.files import write_atomically
-from ...models.convert import ConversionError
 from ...models.deploy import for_deployment
 from ...version import __version__
 from ..validate.config import reason

@@ -134,7 +134,7 @@ def host_microseconds(call: Call, device: torch.device, repeats: int,
 
 
 def compare(calls: dict[str, Call], device: torch.device, repeats: int, warmup: int = 3,
-            capture: bool = False) -> list[dict]:
+            capture: bool = False, peaks: dict[str, int] | None = None) -> list[dict]:
     """Time and peak memory of each call, and their ratios to those of the first.
 
     A round's calls ran in the same moments: the ratio of times is taken within each round, and of
@@ -145,6 +145,7 @@ def compare(calls: dict[str, Call], device: torch.device, repeats: int, warmup: 
         device: on which the calls run.
         repeats, warmup: rounds that count, and rounds before these.
         capture: time CUDA graphs of the calls as well, in which Python takes no part.
+        peaks: the peak memory, where PyTorch does not allocate it.
 
     Returns:
         For each call a dict: 'name'; 'milliseconds', the median over the rounds, and
@@ -153,7 +154,7 @@ def compare(calls: dict[str, Call], device: torch.device, repeats: int, warmup: 
         nothing is captured, as on the CPU.
     """
     times = round_times(calls, device, repeats, warmup)
-    peaks = {name: peak_memory(call, device) for name, call in calls.items()}
+    peaks = peaks or {name: peak_memory(call, device) for name, call in calls.items()}
     graphs = graph_times([calls], device, repeats) if capture and device.type == 'cuda' else {}
     base = next(iter(calls))
     rows = []

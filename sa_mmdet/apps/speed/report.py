@@ -7,6 +7,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..plots import COLOURS, png, style
+from .deployed import DEPLOYED
 from .operator import BACKWARD, FORWARD
 from .variants import ATTENTION, BASELINE, FOLDED, FORMULA
 
@@ -15,7 +16,7 @@ OPERATOR_COLOURS = {'operator': FUSED, 'formula': COLOURS['grey'],
                     'compiled formula': COLOURS['sky blue'],
                     'without attention': COLOURS['green']}
 NETWORK_COLOURS = {FORMULA: COLOURS['grey'], FOLDED[BASELINE]: COLOURS['sky blue'],
-                   FOLDED[ATTENTION]: COLOURS['orange']}
+                   FOLDED[ATTENTION]: COLOURS['orange'], DEPLOYED: COLOURS['green']}
 
 
 def operator_table(rows: list[dict]) -> Table:
@@ -152,6 +153,14 @@ def comparison_lines(rows: list[dict]) -> list[str]:
             f'{row["memory_ratio"]:.2f} in peak memory'
             + (f', {row["graph_ratio"]:.2f} as a CUDA graph' if row['graph_ratio'] else '')
             for row in rows if row['name'] != base]
+
+
+def file_lines(rows: list[dict]) -> list[str]:
+    """Return the sizes of the networks' files in a sentence for each runtime."""
+    sizes: dict[str, list[str]] = {}
+    for row in rows:
+        sizes.setdefault(row['pass'], []).append(f'{row["name"]} {row["file_bytes"] / 1e6:.1f} MB')
+    return [f'{pass_}: file of {", ".join(of_pass)}' for pass_, of_pass in sizes.items()]
 
 
 def comparison_plot(rows: list[dict], title: str) -> bytes:

@@ -54,7 +54,7 @@ def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType 
         or has_hooks(conv, norm))
 
 
-def folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution with its batch norm."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
