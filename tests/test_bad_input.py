@@ -342,6 +342,17 @@ TOOL_OPTIONS = [
     told('an output below a file', f'convert_checkpoint.py {SA} plain.pth notes.txt/out.pth',
          'notes.txt'),
     told('one file of two', f'convert_checkpoint.py {SA} plain.pth', 'out'),
+    told('an export that exists', 'export.py small.py small.pth notes.txt', 'notes.txt'),
+    told('an export below a file', 'export.py small.py small.pth notes.txt/a.onnx', 'notes.txt'),
+    told('size of an export', 'export.py small.py small.pth a.onnx --size 8 64', '--size', '8 64'),
+    told('an old opset', 'export.py small.py small.pth a.onnx --opset 11', '16', '11'),
+    told('no picture', 'export.py small.py small.pth a.onnx --verify no.jpg', 'no.jpg'),
+    told('a text as a picture', 'export.py small.py small.pth a.onnx --verify notes.txt',
+         'notes.txt'),
+    told('weights of another', f'export.py {SA} se.pth a.onnx', 'se.pth', 'RetinaNet'),
+    told('a classifier to export', f'export.py {CLASSIFIER} plain.pth a.onnx', CLASSIFIER.name),
+    told('runtime', 'benchmark.py deploy --runtimes tensorrt', "'tensorrt'"),
+    told('layout of a runtime', 'benchmark.py deploy --channels-last', '--channels-last'),
 ]
 
 REPRODUCTION = [

@@ -211,6 +211,30 @@ def test_feature_attention(tmp_path, retinanet, convert, converted, base, necks,
     assert not (tmp_path / 'c.pth').exists()
 
 
+def test_deploy(tmp_path, resnet, retinanet, convert, converted):
+    """Of a backbone and of a detector, for configs with deploy=True."""
+    source = tmp_path / 'plain.pth'
+    torch.save(resnet.state_dict(), source)
+    output, checkpoint = converted(SA, source, tmp_path / 'a.pth', '--deploy', '--verify')
+    assert '16 bottlenecks converted' in output
+    assert '16 bottlenecks deployed, for a config with model.backbone.deploy=True' in output
+    assert output.count('largest difference') == 8
+    assert checkpoint['meta']['deployed']
+    model = SAResNet(50, deploy=True)
+    model.load_state_dict(checkpoint['state_dict'], strict=True)
+    with torch.no_grad():
+        for x, y in zip(resnet(image()), model(image()), strict=True):
+            assert (x - y).abs().max() < 1e-5 * x.abs().max()
+    deploy = '--cfg-options', 'model.backbone.deploy=True'
+    output, checkpoint = converted(SA, retinanet, tmp_path / 'b.pth', '--deploy', *deploy)
+    assert 'backbone.layer1.0.conv3.slope' in checkpoint['state_dict']
+    assert 'bbox_head.retina_cls.weight' in checkpoint['state_dict']
+    with pytest.raises(SystemExit, match=r"sa has fc='conv'.*Leave out --deploy"):
+        convert(SA, source, tmp_path / 'c.pth', '--deploy', '--cfg-options',
+                'model.backbone.attention.fc=conv')
+    assert not (tmp_path / 'c.pth').exists()
+
+
 @pytest.mark.parametrize(('write', 'message'), [
     (lambda path, state: None, 'a.pth does not exist'),
     (lambda path, state: torch.save(ResNet(101).state_dict(), path),
