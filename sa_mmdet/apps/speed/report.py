@@ -194,7 +194,8 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
                 axes.vlines(places, *zip(*quartiles, strict=True), color='black', linewidth=1)
         axes.axhline(1, color='black', label=base)
         axes.margins(x=0.15, y=0.08)
-        axes.set_xticks(range(len(passes)), passes)
+        axes.set_xticks(range(len(passes)), passes,
+                        fontsize='medium' if len(passes) < 3 else 'small')
         axes.set_title(what)
         style(axes)
     all_axes[0].set_ylabel(f"multiple of {base}'s")

@@ -39,22 +39,27 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | 
 
 
 def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | None) -> bool:
-    """Return whether ``conv_norm`` folds the norm."""
-    if (chosen is None or chosen is reference or norm.training or type(conv) is not nn.Conv2d
+    """Return whether ``conv_norm`` folds the norm, or whether that has been done before."""
+    if (chosen is None or chosen is reference or type(conv) is not nn.Conv2d
             or torch.is_autocast_enabled(x.device.type)
             or (x.is_cuda and not (torch.is_grad_enabled() and conv.weight.requires_grad))):
         return False
     weight, (down, right) = conv.weight, conv.stride
     pixels = x.shape[0] * x.shape[2] * x.shape[3] // (down * right)
-    return not (
-        pixels < weight[0].numel() or conv.bias is not None or conv.padding_mode != 'zeros'
-        or type(norm).forward not in BATCH_NORMS or norm.weight is None or norm.bias is None
-        or norm.running_mean is None or x.dtype not in (torch.float32, torch.float64)
-        or not x.dtype == weight.dtype == norm.weight.dtype == norm.running_var.dtype
-        or has_hooks(conv, norm))
+    if (pixels < weight[0].numel() or conv.padding_mode != 'zeros'
+            or x.dtype not in (torch.float32, torch.float64) or x.dtype != weight.dtype
+            or has_hooks(conv, norm)):
+        return False
+    if type(norm) is nn.Identity:
+        return conv.bias is not None
+    return (conv.bias is None and type(norm).forward in BATCH_NORMS and not norm.training
+            and norm.weight is not None and norm.bias is not None and norm.running_mean is not None
+            and weight.dtype == norm.weight.dtype == norm.running_var.dtype)
 
 
 def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution with its batch norm."""
+    if type(norm) is nn.Identity:
+        return conv.weight, conv.bias
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
