@@ -6,13 +6,16 @@ MMDetection's.
 """
 import torch
 import torch.nn.functional as F
+from mmcv.ops import RoIAlign
 from mmdet.models import (
     AnchorHead,
+    BaseDenseHead,
     BBoxHead,
     FasterRCNN,
     FCNMaskHead,
     MaskRCNN,
     RetinaNet,
+    RPNHead,
     SingleRoIExtractor,
     StandardRoIHead,
     TwoStageDetector,
@@ -86,18 +89,19 @@ class OneImageDetector(nn.Module):
         head = self.detector.rpn_head
         cfg = self.detector.test_cfg.rpn
         boxes, scores = [], []
+        most = _most(cfg.max_per_img)
         for of_level, score, _ in _levels(head, features, border, cfg):
-            kept = NonMaxSuppression.apply(of_level[None], score[None, None], cfg.max_per_img,
+            kept = NonMaxSuppression.apply(of_level[None], score[None, None], most,
                                            cfg.nms.iou_threshold, -1.)[:, 2]
             boxes.append(of_level[kept])
             scores.append(score[kept])
-        return torch.cat(boxes)[TopK.apply(torch.cat(scores), cfg.max_per_img)[1]]
+        return torch.cat(boxes)[TopK.apply(torch.cat(scores), most)[1]]
 
     def _second_stage(self, features: tuple[Tensor, ...], proposals: Tensor, border: Tensor
                       ) -> tuple[Tensor, ...]:
         roi_head, cfg = self.detector.roi_head, self.detector.test_cfg.rcnn
         head = roi_head.bbox_head
-        logits, deltas = head(_extract(roi_head.bbox_roi_extractor, features, proposals))
+        logits, deltas = head(_extract(roi_head, roi_head.bbox_roi_extractor, features, proposals))
         scores = logits.softmax(-1)[:, :-1].t()  # (classes, N)
         if head.reg_class_agnostic:
             boxes, scores = _decode(head, proposals, deltas, border)[None], scores[None]
@@ -109,12 +113,23 @@ class OneImageDetector(nn.Module):
         dets, labels = _suppressed(boxes, scores, cfg)
         if not roi_head.with_mask:
             return dets, labels
-        extractor = roi_head.mask_roi_extractor if not roi_head.share_roi_extractor else (
-            roi_head.bbox_roi_extractor)
-        masks = roi_head.mask_head(_extract(extractor, features, dets[:, :4])).sigmoid()
+        masks = roi_head.mask_head(
+            _extract(roi_head, roi_head.mask_roi_extractor, features, dets[:, :4])).sigmoid()
         if roi_head.mask_head.class_agnostic:
             return dets, labels, masks[:, 0]
         return dets, labels, masks[torch.arange(labels.shape[0]), labels]
+
+
+# Whose own methods say how they predict: what overrides them predicts in another way.
+PREDICTION = {
+    AnchorHead: (BaseDenseHead, 'predict_by_feat'),
+    StandardRoIHead: (StandardRoIHead, 'predict_bbox', 'predict_mask', '_bbox_forward',
+                      '_mask_forward'),
+    BBoxHead: (BBoxHead, '_predict_by_feat_single'),
+    FCNMaskHead: (FCNMaskHead, '_predict_by_feat_single'),
+    SingleRoIExtractor: (SingleRoIExtractor, 'forward', 'map_roi_levels'),
+    DeltaXYWHBBoxCoder: (DeltaXYWHBBoxCoder, 'decode'),
+}
 
 
 def _check(detector: nn.Module) -> None:
@@ -124,29 +139,41 @@ def _check(detector: nn.Module) -> None:
                           'MaskRCNN or RetinaNet')
     two_stages = isinstance(detector, TwoStageDetector)
     dense = detector.rpn_head if two_stages else detector.bbox_head
-    box_heads, cfgs = [dense], [detector.test_cfg.rpn if two_stages else detector.test_cfg]
-    parts = [(dense, AnchorHead)]
+    cfgs = [detector.test_cfg.rpn, detector.test_cfg.rcnn] if two_stages else [detector.test_cfg]
+    parts = [(dense, AnchorHead), (dense.bbox_coder, DeltaXYWHBBoxCoder)]
     if two_stages:
         roi_head = detector.roi_head
-        box_heads.append(roi_head.bbox_head)
-        cfgs.append(detector.test_cfg.rcnn)
+        extractors = [roi_head.bbox_roi_extractor]
         parts += [(roi_head, StandardRoIHead), (roi_head.bbox_head, BBoxHead),
-                  (roi_head.bbox_roi_extractor, SingleRoIExtractor)]
+                  (roi_head.bbox_head.bbox_coder, DeltaXYWHBBoxCoder)]
         if roi_head.with_mask:
-            parts += [(roi_head.mask_roi_extractor, SingleRoIExtractor),
-                      (roi_head.mask_head, FCNMaskHead)]
-    parts += [(head.bbox_coder, DeltaXYWHBBoxCoder) for head in box_heads]
+            extractors.append(roi_head.mask_roi_extractor)
+            parts.append((roi_head.mask_head, FCNMaskHead))
+        parts += [(extractor, SingleRoIExtractor) for extractor in extractors]
+        parts += [(layer, RoIAlign) for extractor in extractors for layer in extractor.roi_layers]
     for part, expected in parts:
-        if not isinstance(part, expected):
+        base, *methods = PREDICTION.get(expected, (expected, 'forward'))
+        if not isinstance(part, expected) or any(
+                getattr(type(part), method) is not getattr(base, method) for method in methods):
             raise ExportError(f'{type(part).__name__} of this {type(detector).__name__} cannot be '
                               f'exported: choose one with {expected.__name__}')
-    if not dense.use_sigmoid_cls:
-        raise ExportError(f'{type(dense).__name__} with a softmax cannot be exported: choose '
-                          'use_sigmoid=True')
+    of_one_level = type(dense)._predict_by_feat_single
+    if of_one_level not in (BaseDenseHead._predict_by_feat_single,
+                            RPNHead._predict_by_feat_single) or not dense.use_sigmoid_cls:
+        raise ExportError(f'{type(dense).__name__} that predicts in its own way, or by a softmax, '
+                          'cannot be exported: choose a head with sigmoids')
+    if two_stages and roi_head.bbox_head.custom_cls_channels:
+        raise ExportError(f'the loss {type(roi_head.bbox_head.loss_cls).__name__}, with its own '
+                          'activation, cannot be exported: choose CrossEntropyLoss')
     for cfg in cfgs:
         if cfg.nms.get('type', 'nms') != 'nms' or cfg.nms.get('class_agnostic'):
             raise ExportError(f'nms={dict(cfg.nms)} of test_cfg cannot be exported: choose '
                               "type='nms', for each class")
+
+
+def _most(number: int) -> int:
+    """Return a limit of a test_cfg, in which a negative number is none."""
+    return number if number > 0 else 2**31 - 1
 
 
 def _levels(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg: ConfigDict):
@@ -157,7 +184,7 @@ def _levels(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg:
     for of_classes, deltas, priors in zip(class_maps, delta_maps, anchors, strict=True):
         logits = of_classes[0].permute(1, 2, 0).flatten()  # (H W anchors classes,)
         deltas = deltas[0].permute(1, 2, 0).reshape(-1, 4)
-        best, place = TopK.apply(logits, cfg.nms_pre)
+        best, place = TopK.apply(logits, _most(cfg.get('nms_pre', -1)))
         anchor = place // head.cls_out_channels
         boxes = _decode(head, priors[anchor], deltas[anchor], border)
         scores, labels = best.sigmoid(), place % head.cls_out_channels
@@ -193,17 +220,20 @@ def _suppressed(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> tuple[Tensor,
 
     B is 1, or the number of classes, of which each has its boxes and one score.
     """
+    most = _most(cfg.get('max_per_img', -1))
     batch, label, place = NonMaxSuppression.apply(
-        boxes, scores, cfg.max_per_img, cfg.nms.iou_threshold, cfg.score_thr).unbind(1)
-    best, order = TopK.apply(scores[batch, label, place], cfg.max_per_img)
+        boxes, scores, most, cfg.nms.iou_threshold, float(cfg.get('score_thr', 0))).unbind(1)
+    best, order = TopK.apply(scores[batch, label, place], most)
     return (torch.cat([boxes[batch, place][order], best[:, None]], 1), (batch + label)[order])
 
 
-def _extract(extractor: SingleRoIExtractor, features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+def _extract(roi_head: StandardRoIHead, extractor: SingleRoIExtractor,
+             features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
     """Return (N, C, h, w): the features of boxes (N, 4), each from the level of its size."""
     layers = extractor.roi_layers
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(layers))
     places = [(levels == level).nonzero().squeeze(1) for level in range(len(layers))]
     parts = [RoiAlign.apply(feature, boxes[place], layer)
              for feature, place, layer in zip(features, places, layers, strict=False)]
-    return torch.cat(parts)[torch.cat(places).sort()[1]]
+    extracted = torch.cat(parts)[torch.cat(places).sort()[1]]
+    return roi_head.shared_head(extracted) if roi_head.with_shared_head else extracted

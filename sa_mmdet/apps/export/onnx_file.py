@@ -148,8 +148,9 @@ def verify(detector: nn.Module, file: Path, image: np.ndarray) -> None:
     except Exception as error:  # of onnxruntime
         raise ExportError(f'{file} does not run in onnxruntime: {reason(error)}') from error
     if len(actual) != len(expected):
-        raise ExportError(f'{file} gives {len(actual)} detections, the detector '
-                          f'{len(expected)}: please report it')
+        raise ExportError(f'{file} gives {len(actual)} detections, the detector {len(expected)}. '
+                          'Check another picture: where one is at the threshold, rounding decides; '
+                          'otherwise please report it')
     order = matched(actual, expected)
     box = _largest(actual.bboxes[order] - expected.bboxes)
     score = _largest(actual.scores[order] - expected.scores)
