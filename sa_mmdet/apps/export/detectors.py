@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from mmcv.ops import RoIAlign
 from mmdet.models import (
     AnchorHead,
-    BaseDenseHead,
     BBoxHead,
     FasterRCNN,
     FCNMaskHead,
@@ -20,6 +19,7 @@ from mmdet.models import (
     StandardRoIHead,
     TwoStageDetector,
 )
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
