@@ -181,6 +181,10 @@ def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
 @torch.no_grad()
 def _deploy(network: nn.Module, verify: bool) -> dict:
     """Return the state dict of a network that has its weights, as it is deployed."""
+    if not any(isinstance(module, AttentionResNet) for module in network.modules()):
+        raise ConversionError('--deploy writes weights for deploy=True of SAResNet and '
+                              'AttentionResNet, and the config has neither: leave it out. '
+                              'tools/export.py deploys other backbones')
     try:
         deployed = for_deployment(network)
     except ValueError as error:

@@ -120,7 +120,7 @@ def _are_biases_of_se(keys: list[str]) -> bool:
 
 
 def _remedy(others: list[str]) -> str:
-    if any(key.endswith('conv3.slope') for key in others):
+    if any(key.endswith('conv3.bias') for key in others):
         return 'it is deployed. Build the backbone with deploy=True'
     if _are_biases_of_se(others):
         return ('it is of SE with biases. Give the network them too: --cfg-options '

@@ -4,11 +4,13 @@ What shuffle attention permutes after conv3, conv3 may as well compute in that o
 channel is gated where it stands, by parameters of its own. The algebra is in docs/deploy.md.
 """
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
-from mmdet.models.backbones.resnet import Bottleneck, ResNet
+import torch
+from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
@@ -61,12 +63,12 @@ def deploy_backbone(backbone: nn.Module, prefix: str = '') -> None:
     for name, block in backbone.named_modules():
         first = (getattr(block, 'after_conv3_plugin_names', None) or [''])[0]
         attention = getattr(block, first, None)
-        if isinstance(block, Bottleneck) and isinstance(attention, ShuffleAttention):
+        if isinstance(block, Bottleneck) and type(attention) is ShuffleAttention:
             _check(f'{prefix}{name}', block, attention)
-            blocks.append((block, attention, first))
+            blocks.append((block, attention, first, getattr(block, block.norm3_name).bias))
     _fold_batch_norms(backbone)
-    for block, attention, first in blocks:
-        block.conv3 = GatedConv2d.absorbing(block.conv3, attention)
+    for block, attention, first, center in blocks:
+        block.conv3 = GatedConv2d.absorbing(block.conv3, center, attention)
         delattr(block, first)
         block.after_conv3_plugin_names = block.after_conv3_plugin_names[1:]
     backbone.requires_grad_(False)
@@ -80,11 +82,10 @@ def _check(name: str, block: Bottleneck, attention: ShuffleAttention) -> None:
             f"{name}.{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
             'the paper\'s, can be absorbed; export the network as it is')
     if not _is_foldable(conv, norm):
-        found = type(norm).__name__ if type(conv) is nn.Conv2d else type(conv).__name__
-        of = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
+        unfit = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
         raise ConversionError(
-            f'{name}.{of} is {found}: shuffle attention is absorbed by a plain convolution with a '
-            'batch norm; export the network as it is')
+            f'{name}.{unfit} is {type(getattr(block, unfit)).__name__}: shuffle attention is '
+            'absorbed by a plain convolution with a batch norm; export the network as it is')
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
@@ -93,8 +94,10 @@ def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """Fold every batch norm that directly follows a convolution among a module's children."""
+    """Fold the batch norms of the stem, the bottlenecks and their down-samplings."""
     for module in list(network.modules()):
+        if not isinstance(module, (ResNet, BasicBlock, Bottleneck, nn.Sequential)):
+            continue
         children = list(module.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(children):
             if _is_foldable(conv, norm):
@@ -110,22 +113,28 @@ def deploy_on_load(backbone: nn.Module, build: Callable[[], nn.Module]) -> None:
         backbone: as ``deploy_backbone`` leaves it.
         build: returns the backbone as it was trained.
     """
-    def convert(state_dict: StateDict, prefix: str, *_) -> None:
-        own = {key: state_dict[key] for key in state_dict if key.startswith(prefix)}
-        if any(key.endswith('conv3.slope') for key in own):
-            return
-        trained = build()
-        missing, unexpected = trained.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in own.items()}, strict=False)
-        missing = [key for key in missing if not key.endswith('num_batches_tracked')]
-        if missing or unexpected:
-            raise ConversionError(
-                f'the checkpoint lacks {listed(missing) or "nothing"} of the trained backbone, and '
-                f'has {listed(unexpected) or "nothing"} beside it: give the weights that '
-                'were trained with this config, or what convert_checkpoint.py --deploy wrote')
-        deploy_backbone(trained.eval())
-        for key in own:
-            del state_dict[key]
-        state_dict.update({prefix + key: value for key, value in trained.state_dict().items()})
+    backbone._register_load_state_dict_pre_hook(partial(_deploy_weights, build))
 
-    backbone._register_load_state_dict_pre_hook(convert)
+
+def _deploy_weights(build: Callable[[], nn.Module], state_dict: StateDict, prefix: str, *_) -> None:
+    own = {key.removeprefix(prefix): value for key, value in state_dict.items()
+           if key.startswith(prefix)}
+    if is_deployed(own) or not any(key.startswith('layer') for key in own):
+        return
+    with torch.random.fork_rng(devices=[]):  # building draws numbers
+        trained = build()
+        missing, unexpected = trained.load_state_dict(own, strict=False)
+        missing = [key for key in missing if not key.endswith('num_batches_tracked')]
+        if missing:
+            raise ConversionError(
+                f'the checkpoint lacks {listed(missing)} of the trained backbone: give the weights '
+                'of one like it, or what convert_checkpoint.py --deploy wrote')
+        deploy_backbone(trained.eval())
+    for key in own.keys() - set(unexpected):
+        del state_dict[prefix + key]
+    state_dict.update({prefix + key: value for key, value in trained.state_dict().items()})
+
+
+def is_deployed(keys: Iterable[str]) -> bool:
+    """Return whether a state dict is of a deployed network: only there conv3 has a bias."""
+    return any(key.endswith('.conv3.bias') for key in keys)

@@ -7,12 +7,13 @@ from ..ops.reference import ChannelParameters
 from .attention import ShuffleAttention
 
 
-def absorb(weight: Tensor, bias: Tensor, attention: ShuffleAttention
+def absorb(weight: Tensor, bias: Tensor, center: Tensor | None, attention: ShuffleAttention
            ) -> tuple[Tensor, Tensor, ChannelParameters]:
     """Return a 1x1 convolution whose channels stand in the order that the attention leaves.
 
     Args:
         weight, bias: of the convolution before the attention, (C, in_channels, 1, 1) and (C,).
+        center: (C,), about the mean of each channel, which the bias leaves to ``gate``; None for 0.
         attention: with F_c a scale and shift (``fc='affine'``).
 
     Returns:
@@ -28,10 +29,12 @@ def absorb(weight: Tensor, bias: Tensor, attention: ShuffleAttention
     halves = ((zero, slope), (attention.cweight.flatten(), zero),
               (attention.cbias.flatten(), constant))
     by_channel = [torch.stack(pair).expand(attention.groups, 2, p).flatten() for pair in halves]
-    weight, bias, slope, of_mean, constant = (
+    if center is None:
+        center = torch.zeros_like(bias)
+    weight, bias, slope, of_mean, constant, center = (
         _shuffled(tensor) if attention.shuffle else tensor
-        for tensor in (weight, bias, *by_channel))
-    return weight, bias, (slope, of_mean, constant)
+        for tensor in (weight, bias - center, *by_channel, center))
+    return weight, bias, (slope, of_mean, constant, center)
 
 
 def _shuffled(x: Tensor) -> Tensor:
@@ -42,14 +45,12 @@ def _shuffled(x: Tensor) -> Tensor:
 class GatedConv2d(nn.Conv2d):
     """A 1x1 convolution with shuffle attention after it, in the order that the shuffle leaves.
 
-    y = z sigmoid(s z + t) of the convolution's result z, with s and t for each plane. Beside
-    ``weight`` and ``bias`` it has ``slope``, ``of_mean`` and ``constant``, each (C,):
-    s = slope / sqrt(variance + eps), t = of_mean * mean + constant - s * mean.
+    It is ``gate`` of the convolution's result. Beside ``weight`` and ``bias`` it has the parameters
+    of that, ``slope``, ``of_mean``, ``constant`` and ``center``, each (C,).
 
     Args:
         in_channels, out_channels: of the convolution.
-        eps: added to the variance; None for attention without group norm, where s = slope and
-            t = of_mean * mean + constant.
+        eps: as of ``gate``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, eps: float | None):
@@ -58,6 +59,9 @@ class GatedConv2d(nn.Conv2d):
         self.slope = nn.Parameter(torch.zeros(out_channels))
         self.of_mean = nn.Parameter(torch.zeros(out_channels))
         self.constant = nn.Parameter(torch.zeros(out_channels))
+        self.center = nn.Parameter(torch.zeros(out_channels))
+        if eps is None:  # so that weights of the one are not taken for those of the other
+            self.register_buffer('unnormalised', torch.tensor(True))
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
         """Return y, and with an identity of its shape that added and a ReLU.
@@ -74,17 +78,21 @@ class GatedConv2d(nn.Conv2d):
     @property
     def channel_parameters(self) -> ChannelParameters:
         """The parameters of ``gate``."""
-        return self.slope, self.of_mean, self.constant
+        return self.slope, self.of_mean, self.constant, self.center
 
     @classmethod
     @torch.no_grad()
-    def absorbing(cls, conv: nn.Conv2d, attention: ShuffleAttention) -> 'GatedConv2d':
-        """Return a 1x1 convolution and the attention that follows it as one."""
-        assert conv.bias is not None, 'that of the batch norm which was folded'
+    def absorbing(cls, conv: nn.Conv2d, center: Tensor | None, attention: ShuffleAttention
+                  ) -> 'GatedConv2d':
+        """Return a 1x1 convolution with bias and the attention that follows it as one.
+
+        The arguments are those of ``absorb``.
+        """
+        assert conv.bias is not None
         gated = cls(conv.in_channels, conv.out_channels,
                     attention.eps if attention.gn is not None else None)
         gated.to(conv.weight).train(conv.training)
-        weight, bias, parameters = absorb(conv.weight, conv.bias, attention)
+        weight, bias, parameters = absorb(conv.weight, conv.bias, center, attention)
         for to, value in zip((gated.weight, gated.bias, *gated.channel_parameters),
                              (weight, bias, *parameters), strict=True):
             to.copy_(value)

@@ -13,14 +13,16 @@ from .reference import ChannelParameters, computed
 
 def gate(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps: float | None
          ) -> Tensor:
-    """Return z sigmoid(s z + t), and with an identity that added and a ReLU.
+    """Return x sigmoid(s x + t) of x = z + center, and with an identity that added and a ReLU.
 
     It may be written over ``z``, which is not to be used any more.
 
     Args:
         z: (N, C, H, W), floating point.
         identity: None, or as ``z``.
-        parameters: slope, of_mean and constant, each (C,), in the dtype of ``z`` or wider.
+        parameters: slope, of_mean, constant and center, each (C,): s = slope / sqrt(variance + eps)
+            and t = of_mean * mean + constant - s * mean, with mean and variance of the plane of x.
+            The nearer the center is to the mean, the fewer digits does the variance lose.
         eps: added to the variance; None for attention without group norm, where s = slope and
             t = of_mean * mean + constant.
 
@@ -42,16 +44,21 @@ def gate_reference(z: Tensor, parameters: ChannelParameters, eps: float | None) 
     """
     channels = parameters[0].numel()
     wide = computed(z)
-    slope, of_mean, constant = (p.to(wide.dtype).view(1, -1, 1, 1) for p in parameters)
+    slope, of_mean, constant, center = (p.to(wide.dtype).view(1, -1, 1, 1) for p in parameters)
     mean = wide.mean((2, 3), keepdim=True)
-    minus_t = -(of_mean * mean + constant)
+    # s x + t as a function of z; what of it does not depend on z is a constant of an exported graph
     if eps is None:
         minus_s = -slope
+        minus_t = -(of_mean * mean + (constant + (slope + of_mean) * center))
     else:
         area = wide.numel() / mean.numel() if is_traced(z) else z.shape[2] * z.shape[3]
-        squares = torch.linalg.vector_norm(wide, dim=(2, 3), keepdim=True)
-        rstd = torch.rsqrt(F.relu(squares * squares / area - mean * mean) + eps)
+        # divided before it is squared, which float16 could not hold
+        size = torch.linalg.vector_norm(wide, dim=(2, 3), keepdim=True) / area**0.5
+        rstd = torch.rsqrt(F.relu(size * size - mean * mean) + eps)
         # as a convolution, or OpenVINO computes it anew for every pixel
         minus_s = F.conv2d(rstd, -slope.view(-1, 1, 1, 1), groups=channels)
-        minus_t = minus_t - minus_s * mean
-    return (wide / (1 + torch.exp(wide * minus_s + minus_t))).to(z.dtype)
+        minus_t = -(of_mean * mean + (constant + of_mean * center)) - minus_s * mean
+    power = wide * minus_s + minus_t
+    if torch.is_grad_enabled():  # where it overflows, the division's derivative is not a number
+        return ((wide + center) * torch.sigmoid(-power)).to(z.dtype)
+    return ((wide + center) / (1 + torch.exp(power))).to(z.dtype)

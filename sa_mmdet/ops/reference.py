@@ -13,9 +13,8 @@ Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 AblatedParameters = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None,
                           Tensor | None, Tensor | None]
 BatchNorm = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean and variance, (C,)
-# of ``gate``: slope, of_mean and constant, each (C,); s = slope / deviation of the plane,
-# t = of_mean * mean + constant - s * mean
-ChannelParameters = tuple[Tensor, Tensor, Tensor]
+# of ``gate``: slope, of_mean, constant and center, each (C,)
+ChannelParameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:

@@ -233,6 +233,8 @@ def test_deploy(tmp_path, resnet, retinanet, convert, converted):
         convert(SA, source, tmp_path / 'c.pth', '--deploy', '--cfg-options',
                 'model.backbone.attention.fc=conv')
     assert not (tmp_path / 'c.pth').exists()
+    with pytest.raises(SystemExit, match=r'deploy=True of SAResNet .* leave it out'):
+        convert(PLAIN, source, tmp_path / 'c.pth', '--deploy')
 
 
 @pytest.mark.parametrize(('write', 'message'), [

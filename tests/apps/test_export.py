@@ -28,8 +28,9 @@ pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = 'faster_rcnn/faster-rcnn', 'mask_rcnn/mask-rcnn', 'retinanet/retinanet'
-FEW = {'model.test_cfg.rpn.max_per_img': 100}  # proposals, each of which costs time
-SIZES = (320, 416), (203, 331)  # other than that of the trace; no multiples of 32
+FEW = {'model.test_cfg.rpn.max_per_img': 300}  # proposals, each of which costs time
+# other than that of the trace; no multiples of 32; and with less than these proposals
+SIZES = (320, 416), (203, 331), (30, 45)
 
 pytestmark = pytest.mark.xdist_group('export')
 
@@ -106,6 +107,10 @@ def test_same_detections(exported, file, coco_tiny):
     detector = exported[0]
     deployed = for_deployment(detector)
     for image in pictures(coco_tiny):
+        if 'rpn' in detector.test_cfg:
+            features = detector.extract_feat(torch.zeros(1, 3, 32, 64))
+            border = torch.tensor([45., 30., 45., 30.])
+            assert len(OneImageDetector(detector)._proposals(features, border)) < 300
         expected = detections_of(detector, image)
         assert_same_detections(detections_of(deployed, image), expected)
         assert_same_detections(detections_in(file, image), expected)
@@ -173,6 +178,31 @@ def test_nothing_found(name, coco_tiny, tmp_path):
     assert len(detections_in(file, next(pictures(coco_tiny)))) == 0
 
 
+def test_poolings_and_shared_heads_are_refused():
+    config = config_of(NAMES[0])
+    config.model.roi_head.bbox_roi_extractor.roi_layer.pool_mode = 'max'
+    init_default_scope('mmdet')
+    with pytest.raises(ExportError, match="pool_mode='max'"):
+        OneImageDetector(MODELS.build(config.model))
+    config.model.roi_head.bbox_roi_extractor.roi_layer = dict(type='RoIPool', output_size=7)
+    with pytest.raises(ExportError, match=r'RoIPool of this FasterRCNN.* RoIAlign'):
+        OneImageDetector(MODELS.build(config.model))
+
+
+def test_operators_of_mmcv_are_named(run_tool, tmp_path):
+    config = config_of(NAMES[2])
+    config.model.backbone.update(dcn=dict(type='DCNv2', deform_groups=1, fallback_on_stride=False),
+                                 stage_with_dcn=(False, False, False, True))
+    config.dump(tmp_path / 'config.py')
+    torch.save(build(config).state_dict(), tmp_path / 'weights.pth')
+    before = sorted(tmp_path.iterdir())
+    code, output = run_tool('export', tmp_path / 'config.py', tmp_path / 'weights.pth',
+                            tmp_path / 'a.onnx')
+    assert 'mmcv::MMCVModulatedDeformConv2d is no standard operator' in output
+    assert code != 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_plain_and_ablated_detectors(run_tool, coco_tiny, tmp_path):
     """The first is folded; the second is exported as it is, with a warning."""
     name = 'retinanet/retinanet'
@@ -196,6 +226,8 @@ def test_plain_and_ablated_detectors(run_tool, coco_tiny, tmp_path):
 @pytest.mark.parametrize(('changes', 'message'), [
     (dict(type='ATSS'), 'ATSS cannot be exported'),
     (dict(test_cfg=dict(nms=dict(type='soft_nms', iou_threshold=0.5))), 'soft_nms'),
+    (dict(test_cfg=dict(nms=dict(max_num=3))), "'max_num': 3"),
+    (dict(data_preprocessor=None), 'BaseDataPreprocessor with pad_value=None'),
     (dict(bbox_head=dict(loss_cls=dict(_delete_=True, type='CrossEntropyLoss'))), 'by a softmax'),
     (dict(bbox_head=dict(bbox_coder=dict(type='TBLRBBoxCoder', _delete_=True))),
      'TBLRBBoxCoder of this RetinaNet'),

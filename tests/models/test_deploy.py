@@ -1,10 +1,12 @@
 """Networks as they are deployed: the same function, without what only training needs."""
 import copy
 import io
+import pickle
 import warnings
 
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 from mmdet.models.backbones import ResNet, ResNeXt
 from mmdet.registry import MODELS
 from mmengine.runner.checkpoint import load_state_dict
@@ -12,7 +14,13 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from networks import assert_same_outputs, image, randomised
-from sa_mmdet.models import AttentionResNet, ConversionError, SAResNet, for_deployment
+from sa_mmdet.models import (
+    AttentionResNet,
+    ConversionError,
+    SAResNet,
+    ShuffleAttention,
+    for_deployment,
+)
 from sa_mmdet.models.gated_conv import GatedConv2d
 from sa_mmdet.ops import cpp, implementations
 
@@ -26,10 +34,15 @@ def features(network, x):
         return network(x)
 
 
-def assert_same_function(network, deployed, tolerance=1e-12):
+def assert_same_function(network, deployed, force_ops):
+    """In place, and in PyTorch's operators, which are what is exported."""
     x = image(64, torch.float64)
-    for a, e in zip(features(deployed.double(), x), features(network.double(), x), strict=True):
-        assert (a - e).abs().max() <= tolerance * e.abs().max()
+    expected = features(network, x)
+    for implementation in (None, 'reference'):
+        if implementation:
+            force_ops(implementation)
+        for a, e in zip(features(deployed, x), expected, strict=True):
+            assert (a - e).abs().max() <= 1e-12 * e.abs().max()
 
 
 def gated(network):
@@ -47,10 +60,10 @@ def gated(network):
     dict(base_channels=16, attention=dict(groups=4), dcn=dict(type='DCNv2', deform_groups=1),
          stage_with_dcn=(False, True, True, True)),
 ], ids=str)
-def test_same_function(options):
+def test_same_function(options, force_ops):
     network = randomised(SAResNet(**dict(depth=50) | options)).double()
     deployed = for_deployment(network)
-    assert_same_function(network, deployed)
+    assert_same_function(network, deployed, force_ops)
     assert len(gated(deployed)) == sum(len(getattr(network, name)) for name in network.res_layers)
     if 'dcn' not in options and 'plugins' not in options:
         assert not any(isinstance(module, _BatchNorm) for module in deployed.modules())
@@ -63,12 +76,67 @@ def test_same_function(options):
     lambda: AttentionResNet(50, 'EfficientChannelAttention'),
     lambda: ResNet(18),
 ], ids=['plugin', 'in two stages', 'ResNeXt', 'other attention', 'none'])
-def test_same_function_of_others(build):
+def test_same_function_of_others(build, force_ops):
     network = randomised(build()).double()
     deployed = for_deployment(network)
-    assert_same_function(network, deployed)
+    assert_same_function(network, deployed, force_ops)
     assert not any(isinstance(module, _BatchNorm) for module in deployed.modules())
     assert not any(hasattr(module, 'cweight') for module in deployed.modules())
+
+
+class Other(ShuffleAttention):
+    """Somebody's own."""
+
+    def attend(self, x):
+        return 2 * super().attend(x)
+
+
+def test_what_is_not_known_stays(force_ops):
+    """A layer derived from ours, and a convolution whose norm comes before it."""
+    conv = dict(type=Before)
+    network = SAResNet(50, **SLIM, plugins=[dict(cfg=conv, position='after_conv3', stages=(
+        True, False, False, False))])
+    network.layer2[0].sa = Other(128, groups=4)
+    randomised(network).double()
+    deployed = for_deployment(network)
+    assert isinstance(deployed.layer2[0].sa, Other)
+    assert len(gated(deployed)) == 15
+    assert_same_function(network, deployed, force_ops)
+
+
+class Before(ConvModule):
+    """As a plugin."""
+
+    _abbr_ = 'before'
+
+    def __init__(self, in_channels):
+        super().__init__(in_channels, in_channels, 1, norm_cfg=dict(type='BN'),
+                         order=('norm', 'conv', 'act'))
+
+
+@pytest.mark.parametrize('implementation', [None, 'reference'])
+def test_means_far_beyond_the_deviation(implementation, force_ops):
+    """As trained channels have them that are almost constant: float32 has digits for them."""
+    network = randomised(SAResNet(50, **SLIM))
+    for block in network.modules():
+        if hasattr(block, 'norm3'):
+            block.norm3.weight.data.fill_(0.01)
+            block.norm3.bias.data.normal_(0, 10, generator=torch.Generator().manual_seed(0))
+    expected = features(copy.deepcopy(network).double(), image(64, torch.float64))
+    deployed = for_deployment(network)
+    if implementation:
+        force_ops(implementation)
+    for a, e in zip(features(deployed, image()), expected, strict=True):
+        assert (a - e).abs().max() <= 1e-5 * e.abs().max()
+
+
+def test_gradients_of_the_input_are_numbers():
+    deployed = for_deployment(randomised(SAResNet(50, **SLIM)))
+    for conv in gated(deployed):
+        conv.constant.fill_(-200)  # exp(200) is infinite in float32
+    x = image().requires_grad_()
+    sum(y.sum() for y in deployed(x)).backward()
+    assert x.grad.isfinite().all()
 
 
 def test_the_network_is_left_as_it_was():
@@ -122,12 +190,40 @@ def test_deployed_backbone_loads_all_weights(load):
             assert (a - e).abs().max() <= 1e-5 * e.abs().max()
 
 
+@pytest.mark.parametrize('layer', ['EfficientChannelAttention', 'SqueezeExcitation', 'CBAM'])
+def test_deployed_backbone_with_other_attention(layer):
+    cfg = dict(type='AttentionResNet', depth=50, attention=layer, base_channels=16)
+    trained = randomised(MODELS.build(cfg))
+    deployed = MODELS.build(dict(cfg, deploy=True))
+    for source in (trained, for_deployment(trained)):
+        deployed.load_state_dict(source.state_dict())
+        for a, e in zip(features(deployed.eval(), image()), features(trained, image()),
+                        strict=True):
+            assert (a - e).abs().max() <= 1e-4 * e.abs().max()
+
+
+def test_deployed_backbone_leaves_what_is_not_its_own():
+    """A classifier's layers, checkpoints without it, the random numbers; and can be pickled."""
+    deployed = pickle.loads(pickle.dumps(SAResNet(50, deploy=True, **SLIM)))
+    trained = SAResNet(50, **SLIM)
+    before = torch.get_rng_state()  # which loading leaves alone
+    assert deployed.load_state_dict({}, strict=False).unexpected_keys == []
+    found = deployed.load_state_dict(
+        trained.state_dict() | {'fc.bias': torch.zeros(1)}, strict=False)
+    assert found.unexpected_keys == ['fc.bias']
+    assert not found.missing_keys
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_other_weights_are_refused():
     deployed, trained = (SAResNet(50, **SLIM, deploy=deploy) for deploy in (True, False))
     with pytest.raises(ConversionError, match=r'is deployed\. Build the backbone with deploy=True'):
         trained.load_state_dict(deployed.state_dict())
-    with pytest.raises(ConversionError, match=r'lacks bn1\.weight.* and 357 more.*--deploy'):
-        deployed.load_state_dict({'conv1.weight': trained.conv1.weight})
+    with pytest.raises(ConversionError, match=r'lacks .* and \d+ more.*--deploy'):
+        deployed.load_state_dict({'layer1.0.conv1.weight': trained.layer1[0].conv1.weight})
+    ablated = SAResNet(50, dict(groups=4, gn=False), base_channels=16, deploy=True)
+    with pytest.raises(RuntimeError, match='unnormalised'):
+        ablated.load_state_dict(deployed.state_dict())
     with pytest.raises(TypeError, match='deploy must be True or False, got 1'):
         SAResNet(50, deploy=1)
 

@@ -14,10 +14,10 @@ SHAPES = [(2, 8, 7, 5), (3, 24, 1, 1), (1, 256, 5, 3), (2, 6, 33, 41), (1, 4, 1,
 
 
 def random_channels(channels: int, dtype=torch.float32):
-    """Slope, of_mean and constant: half of the channels without a slope."""
+    """Slope, of_mean, constant and center: half of the channels without a slope."""
     generator = torch.Generator().manual_seed(3)
-    slope, of_mean, constant = torch.randn(3, channels, generator=generator, dtype=dtype)
-    return slope * (torch.arange(channels) // 2 % 2), of_mean, constant
+    slope, *others = torch.randn(4, channels, generator=generator, dtype=dtype)
+    return slope * (torch.arange(channels) // 2 % 2), *others
 
 
 @pytest.mark.parametrize('implementation', LIBRARIES)
@@ -66,7 +66,7 @@ def test_is_shuffle_attention(groups, gn, shuffle):
         parameter.data.copy_(value.view_as(parameter))
     x = random_input((2, 32, 5, 7), torch.float64)
     weight, bias, parameters = absorb(torch.eye(32).double().view(32, 32, 1, 1),
-                                      torch.zeros(32).double(), attention)
+                                      torch.zeros(32).double(), torch.ones(32).double(), attention)
     actual = gate_reference(F.conv2d(x, weight, bias), parameters, attention.eps if gn else None)
     expected = shuffle_attention_reference(x, *attention._ablated_operands(), groups,
                                            attention.eps, shuffle)
@@ -90,9 +90,9 @@ def test_gradients_are_those_of_the_formula():
 def test_wrong_operands_are_refused():
     """They would be read beyond their ends."""
     require('cpu')
-    z, (slope, of_mean, constant) = torch.zeros(1, 8, 2, 2), random_channels(8)
-    for identity, parameters in ((torch.zeros(1, 8, 2, 1), (slope, of_mean, constant)),
-                                 (None, (slope[:4], of_mean, constant)),
-                                 (None, (slope, of_mean))):
-        with pytest.raises(ValueError, match=r'must have|has 4 values|must be three'):
+    z, (slope, *others) = torch.zeros(1, 8, 2, 2), random_channels(8)
+    for identity, parameters in ((torch.zeros(1, 8, 2, 1), (slope, *others)),
+                                 (None, (slope[:4], *others)),
+                                 (None, (slope, slope))):
+        with pytest.raises(ValueError, match=r'must have|has 4 values|must be four'):
             gate(z, identity, parameters, 1e-5)

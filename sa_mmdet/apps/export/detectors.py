@@ -22,6 +22,7 @@ from mmdet.models import (
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.task_modules import DeltaXYWHBBoxCoder
 from mmengine.config import ConfigDict
+from mmengine.model import ImgDataPreprocessor
 from torch import Tensor, nn
 
 from .operators import NonMaxSuppression, RoiAlign, TopK
@@ -101,25 +102,24 @@ class OneImageDetector(nn.Module):
                       ) -> tuple[Tensor, ...]:
         roi_head, cfg = self.detector.roi_head, self.detector.test_cfg.rcnn
         head = roi_head.bbox_head
-        logits, deltas = head(_extract(roi_head, roi_head.bbox_roi_extractor, features, proposals))
+        logits, deltas = head(_extract(roi_head.bbox_roi_extractor, features, proposals))
         scores = logits.softmax(-1)[:, :-1].t()  # (classes, N)
+        boxes = _decode(head, proposals, deltas, border)
         if head.reg_class_agnostic:
-            boxes, scores = _decode(head, proposals, deltas, border)[None], scores[None]
+            boxes, scores = boxes[None], scores[None]
         else:
-            deltas = deltas.unflatten(1, (head.num_classes, 4)).transpose(0, 1)
-            boxes = _decode(head, proposals.repeat(head.num_classes, 1), deltas.reshape(-1, 4),
-                            border).unflatten(0, (head.num_classes, -1))
-            scores = scores[:, None]
+            boxes, scores = boxes.unflatten(1, (-1, 4)).transpose(0, 1), scores[:, None]
         dets, labels = _suppressed(boxes, scores, cfg)
         if not roi_head.with_mask:
             return dets, labels
         masks = roi_head.mask_head(
-            _extract(roi_head, roi_head.mask_roi_extractor, features, dets[:, :4])).sigmoid()
+            _extract(roi_head.mask_roi_extractor, features, dets[:, :4])).sigmoid()
         if roi_head.mask_head.class_agnostic:
             return dets, labels, masks[:, 0]
         return dets, labels, masks[torch.arange(labels.shape[0]), labels]
 
 
+NMS_OPTIONS = 'type', 'iou_threshold', 'split_thr'  # the last is only about memory
 # Whose own methods say how they predict: what overrides them predicts in another way.
 PREDICTION = {
     AnchorHead: (BaseDenseHead, 'predict_by_feat'),
@@ -165,10 +165,26 @@ def _check(detector: nn.Module) -> None:
     if two_stages and roi_head.bbox_head.custom_cls_channels:
         raise ExportError(f'the loss {type(roi_head.bbox_head.loss_cls).__name__}, with its own '
                           'activation, cannot be exported: choose CrossEntropyLoss')
+    if two_stages and roi_head.with_shared_head:
+        raise ExportError(f'{type(roi_head.shared_head).__name__}, a shared_head, cannot be '
+                          'exported: choose a detector with a feature pyramid')
+    for extractor in extractors if two_stages else ():
+        for layer in extractor.roi_layers:
+            if layer.pool_mode != 'avg':
+                raise ExportError(f'RoIAlign with pool_mode={layer.pool_mode!r} cannot be '
+                                  "exported: choose 'avg'")
     for cfg in cfgs:
-        if cfg.nms.get('type', 'nms') != 'nms' or cfg.nms.get('class_agnostic'):
-            raise ExportError(f'nms={dict(cfg.nms)} of test_cfg cannot be exported: choose '
-                              "type='nms', for each class")
+        nms = cfg.get('nms') or {}
+        others = {key: value for key, value in nms.items() if key not in NMS_OPTIONS and value}
+        if nms.get('type', 'nms') != 'nms' or 'iou_threshold' not in nms or others:
+            raise ExportError(f'nms={nms and dict(nms)} of test_cfg cannot be exported: choose '
+                              "dict(type='nms', iou_threshold=...)")
+    preprocessor = detector.data_preprocessor
+    if not isinstance(preprocessor, ImgDataPreprocessor) or not isinstance(
+            preprocessor.pad_value, (int, float)):
+        found = getattr(preprocessor, 'pad_value', None)
+        raise ExportError(f'the data preprocessor {type(preprocessor).__name__} with pad_value='
+                          f'{found} cannot be exported: choose DetDataPreprocessor, with a number')
 
 
 def _most(number: int) -> int:
@@ -209,8 +225,10 @@ def _of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, head: AnchorHead
 
 
 def _decode(head: nn.Module, boxes: Tensor, deltas: Tensor, border: Tensor) -> Tensor:
+    """Return (N, 4 classes): what the deltas, of that shape, make of boxes (N, 4)."""
     decoded = head.bbox_coder.decode(boxes, deltas)
     if head.bbox_coder.clip_border:
+        border = border.repeat(deltas.shape[1] // 4)
         decoded = torch.minimum(decoded.clamp(min=0), border)
     return decoded
 
@@ -227,13 +245,12 @@ def _suppressed(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> tuple[Tensor,
     return (torch.cat([boxes[batch, place][order], best[:, None]], 1), (batch + label)[order])
 
 
-def _extract(roi_head: StandardRoIHead, extractor: SingleRoIExtractor,
-             features: tuple[Tensor, ...], boxes: Tensor) -> Tensor:
+def _extract(extractor: SingleRoIExtractor, features: tuple[Tensor, ...], boxes: Tensor
+             ) -> Tensor:
     """Return (N, C, h, w): the features of boxes (N, 4), each from the level of its size."""
     layers = extractor.roi_layers
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(layers))
     places = [(levels == level).nonzero().squeeze(1) for level in range(len(layers))]
     parts = [RoiAlign.apply(feature, boxes[place], layer)
              for feature, place, layer in zip(features, places, layers, strict=False)]
-    extracted = torch.cat(parts)[torch.cat(places).sort()[1]]
-    return roi_head.shared_head(extracted) if roi_head.with_shared_head else extracted
+    return torch.cat(parts)[torch.cat(places).sort()[1]]

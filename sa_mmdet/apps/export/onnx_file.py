@@ -1,4 +1,5 @@
 """A detector's ONNX file: written, and compared with the detector."""
+import contextlib
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+from mmdet.registry import TRANSFORMS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.structures import InstanceData
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from ...checkpoint.files import write_atomically
 from ...models.deploy import for_deployment
 from ...version import __version__
-from ..validate.config import reason
+from ..validate.config import datasets_below, reason
 from ..visualize.detector import load_detector
 from .detectors import ExportError, OneImageDetector
 
@@ -87,15 +89,15 @@ def _onnx(detector: OneImageDetector, size: tuple[int, int] | None, opset: int) 
         **{name: {0: 'detections'} for name in detector.output_names})
     file = io.BytesIO()
     image = 255 * torch.rand(1, 3, *(size or SIZE), generator=torch.Generator().manual_seed(0))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')  # of what is constant in a trace, and is meant to be
         try:
             torch.onnx.export(
                 detector, (image, ), file, dynamo=False, opset_version=opset, dynamic_axes=axes,
                 input_names=['image'], output_names=detector.output_names)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            raise ExportError(f'it cannot be exported with opset {opset}: {reason(error)}. '
-                              'Choose another') from error
+            raise ExportError(f'PyTorch cannot export it with opset {opset}: {reason(error)}. '
+                              'Choose another detector, or another --opset') from error
     return file.getvalue()
 
 
@@ -103,6 +105,9 @@ def _described(content: bytes, detector: nn.Module, config: Config) -> bytes:
     """Return the file with what a user of it has to know."""
     import onnx
     model = onnx.load_from_string(content)
+    if others := {f'{node.domain}::{node.op_type}' for node in model.graph.node if node.domain}:
+        raise ExportError(f'{", ".join(sorted(others))} is no standard operator of ONNX: choose a '
+                          'detector without it')
     onnx.checker.check_model(model)
     onnx.helper.set_model_props(model, {
         'classes': json.dumps(list(detector.dataset_meta.get('classes') or [])),
@@ -122,11 +127,12 @@ def read_image(path: Path, config: Config, size: tuple[int, int] | None) -> np.n
         raise ExportError(f'image {path} {found}: give a picture')
     if size:
         return cv2.resize(image, size[::-1])
-    resize = next((step for step in config.test_dataloader.dataset.pipeline
+    pipelines = (dataset.get('pipeline') or []
+                 for dataset in datasets_below(config.get('test_dataloader')))
+    resize = next((step for pipeline in pipelines for step in pipeline
                    if step['type'] == 'Resize'), None)
     if resize is None:
         return image
-    from mmdet.registry import TRANSFORMS
     return TRANSFORMS.build(resize)(dict(img=image))['img']
 
 

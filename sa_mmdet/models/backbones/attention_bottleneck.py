@@ -45,7 +45,8 @@ class AttentionBottleneck(Bottleneck):
         if self._is_deployed():
             return self.conv3(out, identity)
         if not torch.is_grad_enabled() and (attention := self._absorbable(out, identity, chosen)):
-            weight, bias, parameters = absorb(*folded(self.conv3, self.norm3), attention)
+            center = getattr(self.norm3, 'bias', None)
+            weight, bias, parameters = absorb(*folded(self.conv3, self.norm3), center, attention)
             return gate(F.conv2d(out, weight, bias), identity, parameters, attention.eps)
         out = self.conv3(out)  # and the convolution's input is not held until the end
         if chosen is not None and out.dtype != x.dtype:

@@ -84,6 +84,7 @@ class AttentionResNet(ResNet):
                            convert_weights=convert_weights, init_cfg=None)
             deploy_backbone(self.eval())
             deploy_on_load(self, partial(AttentionResNet, **trained))
+            self.convert_weights = False  # the trained one does that
         if channels_last:
             in_channels_last(self)
 

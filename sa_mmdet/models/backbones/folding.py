@@ -59,7 +59,9 @@ def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType 
 
 def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution with its batch norm."""
+    assert isinstance(conv, nn.Conv2d)
     if type(norm) is nn.Identity:
+        assert conv.bias is not None
         return conv.weight, conv.bias
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return conv.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale

@@ -165,8 +165,8 @@ void channels_last_forward(
   });
 }
 
-// In place, with the shuffle absorbed.
-template <typename T, bool kAddsIdentity>
+// In place, with the shuffle absorbed; identity may be null.
+template <typename T>
 void channels_last_gate(
     T* x, const T* identity, Statistics* stats, const ChannelParameters& parameters,
     const Shape& shape) {
@@ -176,9 +176,9 @@ void channels_last_gate(
     const Gates<T> gates(stats + n * shape.c, parameters, shape.c);
     for (int64_t at = offset; at < offset + pixels * shape.c; at += shape.c)
       for_each_pack<T>(0, shape.c, [&](int64_t c, auto count) {
-        const Gated<T, kAddsIdentity> gated(x + at, gates, c, count);
+        const Gated<T, true> gated(x + at, gates, c, count);
         auto y = gated.v * gated.s.value;
-        if constexpr (kAddsIdentity) y = relu(y + Pack<T>::load(identity + at + c, count));
+        if (identity) y = relu(y + Pack<T>::load(identity + at + c, count));
         y.store(x + at + c, count);
       });
   });

@@ -97,6 +97,19 @@ struct Alone {
   }
 };
 
+// An affine function before the attention, nothing after it.
+template <typename T>
+struct Shifted {
+  Pack<T> scale, at_center;
+
+  Pack<T> input(const Pack<T>&, const Pack<T>& deviation) const {
+    return fmadd(scale, deviation, at_center);
+  }
+  Pack<T> output(const Pack<T>& y, int64_t, int) const {
+    return y;
+  }
+};
+
 template <typename T>
 inline Pack<T> relu(const Pack<T>& x) {
   return map<T>([](auto x) { return at::vec::clamp_min(x, decltype(x)(0)); }, x);

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "channels_last.h"
@@ -160,8 +161,14 @@ void forward_contiguous(
   const auto from = planes_of<const T>(x);
   const auto to = planes_of<T>(y);
   if (!identity.defined()) {
-    contiguous_forward<T>(from, to, stats, parameters, shape,
-                          [](int64_t, int64_t, const Affine&, double) { return Alone<T>{}; });
+    contiguous_forward<T>(
+        from, to, stats, parameters, shape,
+        [](int64_t, int64_t, const Affine& affine, double center) {
+          if constexpr (std::is_same_v<P, ChannelParameters>)
+            return Shifted<T>{Pack<T>(affine.scale), Pack<T>(affine(center))};
+          else
+            return Alone<T>{};
+        });
     return;
   }
   const auto added = planes_of<const T>(identity);
@@ -206,7 +213,7 @@ std::tuple<Tensor, Tensor> forward(
 }
 
 // Write over z what the attention makes of it where its shuffle is absorbed, and with an identity
-// that added and a ReLU. The parameters are slope, of_mean and constant, of a value for each channel.
+// that added and a ReLU. The parameters are those of ChannelParameters, with a value a channel.
 void gate(
     const Tensor& z, const std::optional<Tensor>& identity, at::TensorList parameters, double eps) {
   TORCH_CHECK_VALUE(z.dim() == 4, "z must have four dimensions, not ", z.dim());
@@ -215,10 +222,11 @@ void gate(
   if (identity) check_like("identity", *identity, z);
   if (z.numel() == 0) return;
   const auto values = gather(parameters, z.size(1));
-  TORCH_CHECK_VALUE(parameters.size() == 3, "parameters must be three tensors");
+  TORCH_CHECK_VALUE(parameters.size() == 4, "parameters must be four tensors");
   const auto shape = shape_of(z);
   const double* slope = values.data();
-  const ChannelParameters of_channels{slope, slope + shape.c, slope + 2 * shape.c, eps};
+  const ChannelParameters of_channels{
+      slope, slope + shape.c, slope + 2 * shape.c, slope + 3 * shape.c, eps};
   std::vector<Statistics> stats(shape.n * shape.c);
   const Tensor added = identity ? in_layout(*identity, layout) : Tensor();
   AT_DISPATCH_FLOATING_TYPES_AND2(
@@ -226,10 +234,9 @@ void gate(
         if (layout == at::MemoryFormat::Contiguous) {
           forward_contiguous<scalar_t>(z, added, z, stats.data(), of_channels, shape);
         } else {
-          const auto kernel = identity ? channels_last_gate<scalar_t, true>
-                                       : channels_last_gate<scalar_t, false>;
-          kernel(z.data_ptr<scalar_t>(), identity ? added.const_data_ptr<scalar_t>() : nullptr,
-                 stats.data(), of_channels, shape);
+          channels_last_gate<scalar_t>(
+              z.data_ptr<scalar_t>(), identity ? added.const_data_ptr<scalar_t>() : nullptr,
+              stats.data(), of_channels, shape);
         }
       });
 }

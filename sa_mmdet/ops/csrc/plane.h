@@ -183,10 +183,11 @@ struct Parameters {
   }
 };
 
-// What is left of the attention where its shuffle is absorbed by the layer before: of each channel,
-// in place, the slope for planes of variance 1, what the mean is multiplied with, and a constant.
+// What is left of the attention where its shuffle is absorbed by the layer before, which leaves out a
+// part of its bias: of each channel, the slope for planes of variance 1, what the mean is multiplied
+// with, a constant, and that part.
 struct ChannelParameters {
-  const double *slope, *of_mean, *constant;
+  const double *slope, *of_mean, *constant, *shift;
   double eps;
 
   bool is_spatial(int64_t c) const {
@@ -200,8 +201,8 @@ struct ChannelParameters {
     return c;
   }
 
-  Affine affine(int64_t) const {
-    return {1, 0};
+  Affine affine(int64_t c) const {
+    return {1, shift[c]};
   }
 
   template <typename acc_t>
@@ -210,7 +211,7 @@ struct ChannelParameters {
     // the variance is not known where there is no slope
     const double of_plane = is_spatial(c) ? slope[c] / std::sqrt(stats.variance + eps) : 0;
     const double offset =
-        of_mean[c] * stats.mean + constant[c] + of_plane * (center - stats.mean);
+        of_mean[c] * (stats.mean + shift[c]) + constant[c] + of_plane * (center - stats.mean);
     return {static_cast<acc_t>(of_plane), center, static_cast<acc_t>(offset)};
   }
 };
