@@ -4,6 +4,8 @@ MMDetection's own decides by sizes in Python, which a trace cannot follow. Here 
 operator, so that the exported graph takes images of any size. Networks, anchors and box coders are
 MMDetection's.
 """
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from mmcv.ops import RoIAlign
@@ -137,54 +139,78 @@ def _check(detector: nn.Module) -> None:
     if type(detector) not in (FasterRCNN, MaskRCNN, RetinaNet):
         raise ExportError(f'{type(detector).__name__} cannot be exported: choose a FasterRCNN, '
                           'MaskRCNN or RetinaNet')
-    two_stages = isinstance(detector, TwoStageDetector)
-    dense = detector.rpn_head if two_stages else detector.bbox_head
-    cfgs = [detector.test_cfg.rpn, detector.test_cfg.rcnn] if two_stages else [detector.test_cfg]
-    parts = [(dense, AnchorHead), (dense.bbox_coder, DeltaXYWHBBoxCoder)]
-    if two_stages:
-        roi_head = detector.roi_head
-        extractors = [roi_head.bbox_roi_extractor]
-        parts += [(roi_head, StandardRoIHead), (roi_head.bbox_head, BBoxHead),
-                  (roi_head.bbox_head.bbox_coder, DeltaXYWHBBoxCoder)]
-        if roi_head.with_mask:
-            extractors.append(roi_head.mask_roi_extractor)
-            parts.append((roi_head.mask_head, FCNMaskHead))
-        parts += [(extractor, SingleRoIExtractor) for extractor in extractors]
-        parts += [(layer, RoIAlign) for extractor in extractors for layer in extractor.roi_layers]
-    for part, expected in parts:
+    for part, expected in _parts(detector):
         base, *methods = PREDICTION.get(expected, (expected, 'forward'))
         if not isinstance(part, expected) or any(
                 getattr(type(part), method) is not getattr(base, method) for method in methods):
             raise ExportError(f'{type(part).__name__} of this {type(detector).__name__} cannot be '
                               f'exported: choose one with {expected.__name__}')
-    of_one_level = type(dense)._predict_by_feat_single
-    if of_one_level not in (BaseDenseHead._predict_by_feat_single,
-                            RPNHead._predict_by_feat_single) or not dense.use_sigmoid_cls:
-        raise ExportError(f'{type(dense).__name__} that predicts in its own way, or by a softmax, '
+    if isinstance(detector, TwoStageDetector):
+        _check_dense_head(detector.rpn_head)
+        _check_roi_head(detector.roi_head)
+        _check_suppression(detector.test_cfg.rpn)
+        _check_suppression(detector.test_cfg.rcnn)
+    else:
+        _check_dense_head(detector.bbox_head)
+        _check_suppression(detector.test_cfg)
+    preprocessor = detector.data_preprocessor
+    pad_value = getattr(preprocessor, 'pad_value', None)
+    if not isinstance(preprocessor, ImgDataPreprocessor) or not isinstance(pad_value, (int, float)):
+        raise ExportError(f'the data preprocessor {type(preprocessor).__name__} with pad_value='
+                          f'{pad_value} cannot be exported: choose DetDataPreprocessor, with a '
+                          'number')
+
+
+def _parts(detector: nn.Module) -> Iterator[tuple[nn.Module, type]]:
+    """Yield the parts of a detector that predict, with what they have to be."""
+    if not isinstance(detector, TwoStageDetector):
+        yield from ((detector.bbox_head, AnchorHead),
+                    (detector.bbox_head.bbox_coder, DeltaXYWHBBoxCoder))
+        return
+    roi_head = detector.roi_head
+    yield from ((detector.rpn_head, AnchorHead), (roi_head, StandardRoIHead),
+                (roi_head.bbox_head, BBoxHead))
+    for head in (detector.rpn_head, roi_head.bbox_head):
+        yield head.bbox_coder, DeltaXYWHBBoxCoder
+    if roi_head.with_mask:
+        yield roi_head.mask_head, FCNMaskHead
+    for extractor in _extractors(roi_head):
+        yield extractor, SingleRoIExtractor
+        for layer in extractor.roi_layers:
+            yield layer, RoIAlign
+
+
+def _extractors(roi_head: StandardRoIHead) -> list[nn.Module]:
+    return [roi_head.bbox_roi_extractor, *[roi_head.mask_roi_extractor] * roi_head.with_mask]
+
+
+def _check_dense_head(head: AnchorHead) -> None:
+    if not head.use_sigmoid_cls or type(head)._predict_by_feat_single not in (
+            BaseDenseHead._predict_by_feat_single, RPNHead._predict_by_feat_single):
+        raise ExportError(f'{type(head).__name__} that predicts in its own way, or by a softmax, '
                           'cannot be exported: choose a head with sigmoids')
-    if two_stages and roi_head.bbox_head.custom_cls_channels:
+
+
+def _check_roi_head(roi_head: StandardRoIHead) -> None:
+    if roi_head.bbox_head.custom_cls_channels:
         raise ExportError(f'the loss {type(roi_head.bbox_head.loss_cls).__name__}, with its own '
                           'activation, cannot be exported: choose CrossEntropyLoss')
-    if two_stages and roi_head.with_shared_head:
+    if roi_head.with_shared_head:
         raise ExportError(f'{type(roi_head.shared_head).__name__}, a shared_head, cannot be '
                           'exported: choose a detector with a feature pyramid')
-    for extractor in extractors if two_stages else ():
+    for extractor in _extractors(roi_head):
         for layer in extractor.roi_layers:
             if layer.pool_mode != 'avg':
                 raise ExportError(f'RoIAlign with pool_mode={layer.pool_mode!r} cannot be '
                                   "exported: choose 'avg'")
-    for cfg in cfgs:
-        nms = cfg.get('nms') or {}
-        others = {key: value for key, value in nms.items() if key not in NMS_OPTIONS and value}
-        if nms.get('type', 'nms') != 'nms' or 'iou_threshold' not in nms or others:
-            raise ExportError(f'nms={nms and dict(nms)} of test_cfg cannot be exported: choose '
-                              "dict(type='nms', iou_threshold=...)")
-    preprocessor = detector.data_preprocessor
-    if not isinstance(preprocessor, ImgDataPreprocessor) or not isinstance(
-            preprocessor.pad_value, (int, float)):
-        found = getattr(preprocessor, 'pad_value', None)
-        raise ExportError(f'the data preprocessor {type(preprocessor).__name__} with pad_value='
-                          f'{found} cannot be exported: choose DetDataPreprocessor, with a number')
+
+
+def _check_suppression(cfg: ConfigDict) -> None:
+    nms = cfg.get('nms') or {}
+    others = {key: value for key, value in nms.items() if key not in NMS_OPTIONS and value}
+    if nms.get('type', 'nms') != 'nms' or 'iou_threshold' not in nms or others:
+        raise ExportError(f'nms={nms and dict(nms)} of test_cfg cannot be exported: choose '
+                          "dict(type='nms', iou_threshold=...)")
 
 
 def _most(number: int) -> int:
@@ -192,7 +218,8 @@ def _most(number: int) -> int:
     return number if number > 0 else 2**31 - 1
 
 
-def _levels(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg: ConfigDict):
+def _levels(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, cfg: ConfigDict
+            ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield boxes (N, 4), scores (N,) and labels (N,) of the best anchors of each level."""
     class_maps, delta_maps = head(features)
     sizes = [scores.shape[2:] for scores in class_maps]

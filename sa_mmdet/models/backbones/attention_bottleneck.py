@@ -23,7 +23,8 @@ class AttentionBottleneck(Bottleneck):
     and the ReLU where nothing can tell the difference: bn3 is a batch norm with frozen statistics
     (or folded into conv3, an ``nn.Identity``), attention as the paper has it is the only plugin
     after conv3, none of the three has a hook, and a fused implementation takes the tensor.
-    Otherwise they run one after another.
+    Otherwise they run one after another. In inference on a CPU conv3 absorbs the shuffle too, for
+    the time of a call, and for good in a deployed network, whose conv3 is a ``GatedConv2d``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
