@@ -181,7 +181,8 @@ def _parts(detector: nn.Module) -> Iterator[tuple[nn.Module, type]]:
 
 
 def _extractors(roi_head: StandardRoIHead) -> list[nn.Module]:
-    return [roi_head.bbox_roi_extractor, *[roi_head.mask_roi_extractor] * roi_head.with_mask]
+    return [roi_head.bbox_roi_extractor,
+            *([roi_head.mask_roi_extractor] if roi_head.with_mask else [])]
 
 
 def _check_dense_head(head: AnchorHead) -> None:
