@@ -52,13 +52,6 @@ def give_weights(detector: nn.Module) -> None:
             value.uniform_(0.1, 0.3)
 
 
-def spread_scores(detector: nn.Module) -> None:
-    """Take scores far apart, into an order that rounding does not change."""
-    for name, value in detector.state_dict().items():
-        if 'cls' in name and 'weight' in name:
-            value *= 50
-
-
 def image(size: int = 64, dtype: torch.dtype = torch.float32) -> Tensor:
     """A random image, always the same."""
     return torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)

@@ -8,7 +8,6 @@ from sa_mmdet.apps.export.detectors import ExportError
 from sa_mmdet.apps.export.onnx_file import (
     OPSET,
     check_packages,
-    check_target,
     export_detector,
     read_image,
     verify,
@@ -17,7 +16,7 @@ from sa_mmdet.apps.validate.config import (
     ConfigError,
     Overrides,
     check_detector,
-    file_problem,
+    new_file_problem,
     read_config,
 )
 from sa_mmdet.checkpoint import CheckpointError
@@ -41,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.size and min(args.size) < 32:
         parser.error(f'--size must be at least 32 32, got {args.size[0]} {args.size[1]}')
-    if problem := file_problem(args.out):
+    if problem := new_file_problem(args.out):
         parser.error(problem)
     return args
 
@@ -50,7 +49,6 @@ def main() -> None:
     args = parse_args()
     try:
         check_packages()
-        check_target(args.out)
         config = read_config(args.config, args.cfg_options)
         check_detector(config)
         image = read_image(args.verify, config, args.size) if args.verify else None

@@ -1,6 +1,5 @@
 """Convert checkpoint files: from plain networks, the authors' classifiers and MMPretrain's."""
 import copy
-import os
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from ..models.deploy import for_deployment
 from ..models.gated_conv import GatedConv2d
 from ..models.necks import FeatureAttention, insert_feature_attention
 from ..version import __version__
-from .validate.config import class_of, detector_of, reason
+from .validate.config import class_of, detector_of, new_file_problem, reason
 from .validate.labels import heads_of
 from .validate.weights import mismatch
 
@@ -48,7 +47,8 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         ConversionError: it cannot be converted, ``target`` exists or cannot be written, or the
             verification fails; nothing is written then.
     """
-    _check_target(target)
+    if problem := new_file_problem(target):
+        raise ConversionError(problem)
     checkpoint = read_checkpoint(source)
     init_default_scope('mmdet')
     inner = detector_of(config.model)
@@ -94,14 +94,6 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
         written['dataset_meta'] = meta['dataset_meta']
     _write(dict(meta=written, state_dict=state), target)
     print(f'wrote the {kind} to {target}')
-
-
-def _check_target(target: Path) -> None:
-    if target.exists():
-        raise ConversionError(f'{target} exists: remove it, or choose another name')
-    if not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise ConversionError(f'{target.parent} is not a folder that can be written to: '
-                              'make it, or choose another')
 
 
 def _build(cfg: ConfigDict) -> nn.Module:

@@ -27,6 +27,11 @@ def listed(names: Iterable, most: int = 3) -> str:
     return ', '.join(names[:most]) + more
 
 
+def is_deployed(keys: Iterable[str]) -> bool:
+    """Return whether a state dict is of a deployed network: only there conv3 has a bias."""
+    return any(key.endswith('.conv3.bias') for key in keys)
+
+
 def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, nn.Module, str]]:
     """Yield the bottlenecks below ``model`` that hold an attention layer after conv3.
 
@@ -120,7 +125,7 @@ def _are_biases_of_se(keys: list[str]) -> bool:
 
 
 def _remedy(others: list[str]) -> str:
-    if any(key.endswith('conv3.bias') for key in others):
+    if is_deployed(others):
         return 'it is deployed. Build the backbone with deploy=True'
     if _are_biases_of_se(others):
         return ('it is of SE with biases. Give the network them too: --cfg-options '

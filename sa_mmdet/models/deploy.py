@@ -4,7 +4,7 @@ What shuffle attention permutes after conv3, conv3 may as well compute in that o
 channel is gated where it stands, by parameters of its own. The algebra is in docs/deploy.md.
 """
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import cast
@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import fuse_conv_bn_eval
 
 from .attention import ShuffleAttention
-from .convert import ConversionError, StateDict, listed
+from .convert import ConversionError, StateDict, is_deployed, listed
 from .gated_conv import GatedConv2d
 
 
@@ -133,8 +133,3 @@ def _deploy_weights(build: Callable[[], nn.Module], state_dict: StateDict, prefi
     for key in own.keys() - set(unexpected):
         del state_dict[prefix + key]
     state_dict.update({prefix + key: value for key, value in trained.state_dict().items()})
-
-
-def is_deployed(keys: Iterable[str]) -> bool:
-    """Return whether a state dict is of a deployed network: only there conv3 has a bias."""
-    return any(key.endswith('.conv3.bias') for key in keys)

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.runner import save_checkpoint
 
-from networks import give_weights, spread_scores
+from networks import give_weights
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NAMES = dict(mask_rcnn='mask-rcnn', retinanet='retinanet')
@@ -49,8 +49,10 @@ def detectors(request, coco_tiny, tmp_path):
 
 @pytest.mark.parametrize('detectors', [(folder, 320) for folder in NAMES], indirect=True, ids=NAMES)
 def test_same_detections(detectors, coco_tiny):
-    for detector in detectors:
-        spread_scores(detector)
+    for detector in detectors:  # scores far apart, in an order that rounding does not change
+        for name, value in detector.state_dict().items():
+            if 'cls' in name and 'weight' in name:
+                value *= 50
     images = sorted((coco_tiny / 'val2017').glob('*.jpg'))[:3]
     for image in images:
         before, after = (inference_detector(d, str(image)).pred_instances for d in detectors)

@@ -2,7 +2,6 @@
 import contextlib
 import io
 import json
-import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,12 +35,6 @@ def check_packages() -> None:
     if missing:
         raise ExportError(f'ONNX files need {" and ".join(missing)}, which is not installed: '
                           f'pip install {" ".join(missing)}')
-
-
-def check_target(target: Path) -> None:
-    """Raise ExportError where a file exists already."""
-    if target.exists():
-        raise ExportError(f'{target} exists: remove it, or choose another name')
 
 
 def export_detector(config: Config, checkpoint: Path, target: Path,
@@ -194,7 +187,7 @@ def detections_in(file: Path, image: Tensor) -> InstanceData:
     """Return what an ONNX file finds in an image (3, H, W), in onnxruntime."""
     import onnxruntime
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = logging.ERROR // 10 - 1
+    options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(
         str(file), options, providers=['CPUExecutionProvider'])
     outputs = map(torch.from_numpy, session.run(None, {'image': image[None].float().numpy()}))

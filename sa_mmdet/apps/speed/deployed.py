@@ -55,9 +55,10 @@ def measure_deployed(case: DeployCase) -> Iterator[dict]:
                     generator=torch.Generator().manual_seed(0))
     with tempfile.TemporaryDirectory() as folder:
         files = {}
-        for number, (name, network) in enumerate(networks.items()):
-            files[name] = Path(folder, f'{number}.onnx')
-            export(network, x, files[name])
+        if any(runtime in OF_FILES for runtime in case.runtimes):
+            for number, (name, network) in enumerate(networks.items()):
+                files[name] = Path(folder, f'{number}.onnx')
+                export(network, x, files[name])
         for runtime in case.runtimes:
             if runtime in OF_FILES:
                 calls = {name: OF_FILES[runtime](file, x.numpy()) for name, file in files.items()}

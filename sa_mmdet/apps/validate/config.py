@@ -248,6 +248,12 @@ def file_problem(path: Path) -> str | None:
     return problem and f'{problem}: give another file'
 
 
+def new_file_problem(path: Path) -> str | None:
+    """Return why a file cannot be made, which must not exist yet; None if it can."""
+    return f'{path} exists: remove it, or choose another name' if path.exists() else (
+        file_problem(path))
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of an error, or the code that raised it where it says nothing."""
     lines = str(error).strip().splitlines()
