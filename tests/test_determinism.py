@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.datasets.shapes import generate_shapes
 
 CONFIG = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 

@@ -25,7 +25,7 @@ from mmengine.registry import init_default_scope
 
 from coco import drawn_coco
 from pages import PAGES, ROOT, anchors, blocks, commands, inline_commands, links
-from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.datasets.shapes import generate_shapes
 from sa_mmdet.apps.validate.config import check_detector, read_config
 from sa_mmdet.hooks import EpochSeedHook
 from sa_mmdet.models import AttentionLayer

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.datasets.shapes import generate_shapes
 from sa_mmdet.apps.train import run_tool
 from sa_mmdet.checkpoint.read import is_whole, last_whole, load_weights
 

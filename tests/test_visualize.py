@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from coco import CONFIGS
-from sa_mmdet.apps.quickstart.shapes import generate_shapes
+from sa_mmdet.apps.datasets.shapes import generate_shapes
 
 CONFIG = CONFIGS / 'quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ...checkpoint.files import write_atomically
 from ...checkpoint.read import refuse_code
+from ..datasets.shapes import generate_shapes
 from ..validate.config import (
     ConfigError,
     check_epochs,
@@ -23,7 +24,6 @@ from ..validate.config import (
     read_config,
 )
 from ..visualize.predictions import draw_predictions, encode
-from .shapes import generate_shapes
 
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 

@@ -1,0 +1,81 @@
+"""Write a data set in COCO's format and layout, image after image as it is drawn."""
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SETTINGS_FILE = 'settings.json'
+# From a generator of random numbers: an image (H, W, 3), uint8, BGR, and its objects, COCO's
+# annotations without their ids.
+Draw = Callable[[np.random.Generator], tuple[np.ndarray, list[dict]]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A data set of drawn images.
+
+    Attributes:
+        description: for people, in the annotation files.
+        classes: their names; the category ids are 1, 2, ...
+        draw: makes an image.
+        settings: what the files depend on: 'train', 'val' (numbers of images), 'seed', and more.
+    """
+
+    description: str
+    classes: tuple[str, ...]
+    draw: Draw
+    settings: dict
+
+    def write(self, root: Path) -> None:
+        """Write the data set, unless it is already there with the same settings.
+
+        Layout: ``annotations/{train,val}.json``, ``train/*.png``, ``val/*.png``. The same settings
+        give the same files; an interrupted call leaves nothing under ``root``.
+
+        Raises:
+            FileExistsError: ``root`` holds something else.
+        """
+        if problem := self.problem(root):
+            raise FileExistsError(problem)
+        if root.exists():
+            return
+        partial = root.with_name(f'{root.name}.partial')
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / 'annotations').mkdir(parents=True)
+        for number, split in enumerate(('train', 'val')):
+            self._write_split(partial, split, seed=2 * self.settings['seed'] + number)
+        (partial / SETTINGS_FILE).write_text(json.dumps(self.settings))
+        partial.rename(root)
+
+    def problem(self, root: Path) -> str | None:
+        """Return why the data set cannot be in a folder: it holds something else."""
+        file = root / SETTINGS_FILE
+        try:
+            is_this = not root.exists() or json.loads(file.read_text()) == self.settings
+        except (OSError, ValueError):
+            is_this = False
+        return None if is_this else (
+            f'{root} exists and is not the data set of {self.description} of {self.settings}: '
+            'remove it, or choose another folder')
+
+    def _write_split(self, root: Path, split: str, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        (root / split).mkdir()
+        images, annotations = [], []
+        for image_id in range(1, self.settings[split] + 1):
+            image, objects = self.draw(rng)
+            height, width = image.shape[:2]
+            file_name = f'{image_id:06d}.png'
+            cv2.imwrite(str(root / split / file_name), image)
+            images.append(dict(id=image_id, file_name=file_name, width=width, height=height))
+            for annotation in objects:
+                annotations.append(dict(
+                    id=len(annotations) + 1, image_id=image_id, iscrowd=0, **annotation))
+        content = dict(
+            info=dict(description=self.description), images=images, annotations=annotations,
+            categories=[dict(id=i, name=name) for i, name in enumerate(self.classes, start=1)])
+        (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))

@@ -1,0 +1,107 @@
+"""Textured shapes that hide one another, for the study: nine classes, by outline and texture.
+
+Colours tell nothing. The background has a texture too, and rings and bars that belong to no class
+lie about.
+"""
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .coco_folder import Drawn
+from .shapes import CORNERS, upright
+
+TEXTURES = ('plain', 'striped', 'dotted')
+CLASSES = tuple(f'{texture} {outline}' for outline in CORNERS for texture in TEXTURES)
+DISTRACTORS = ('ring', 'bar')
+DISTRACTOR_SHARE = 0.25
+GREY = 127.5
+SIZE = 256  # of an image, in pixels, as all lengths here
+SMALLEST, LARGEST = 8, 128  # diameter of the circle around an object
+VISIBLE = 0.4  # share of an object below which it is not annotated
+CONTRAST = 60  # least difference of a texture's two colours, of 255 in each channel
+NOISE = 8
+FAINT = 0.5  # contrast of the background, beside the shapes'
+MAX_TILT = np.pi / 6
+Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+
+
+def textured_shapes(train: int = 2000, val: int = 500, seed: int = 0) -> Drawn:
+    """Return the data set, which its ``write`` draws.
+
+    Args:
+        train, val: numbers of images.
+        seed: of all that is random; the two splits differ.
+    """
+    return Drawn('textured shapes', CLASSES, draw_image, dict(train=train, val=val, seed=seed))
+
+
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
+    """Return an image (SIZE, SIZE, 3), uint8, and COCO's annotations of what is seen of its shapes.
+    """
+    image = _background(rng)
+    shapes = []
+    for _ in range(rng.integers(3, 8)):
+        size = rng.uniform(SMALLEST, LARGEST)
+        outline = str(rng.choice(DISTRACTORS if rng.random() < DISTRACTOR_SHARE else list(CORNERS)))
+        texture = str(rng.choice(TEXTURES))
+        mask = _mask(rng, outline, size)
+        image[mask] = _pattern(rng, texture, period=max(4, size / 3.5))[mask]
+        for other, *_ in shapes:
+            other &= ~mask
+        shapes.append((mask, f'{texture} {outline}', mask.sum()))
+    objects = [_annotation(mask, name) for mask, name, whole in shapes
+               if name in CLASSES and mask.sum() >= VISIBLE * whole]
+    image *= _smooth(rng, 0.6, 1.2)[..., None]
+    image += NOISE * rng.standard_normal(image.shape, np.float32)
+    return image.clip(0, 255).astype(np.uint8), objects
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """Return (SIZE, SIZE, 3): two textures that melt into each other."""
+    first, second = (_pattern(rng, str(rng.choice(TEXTURES)), period=rng.uniform(6, 40))
+                     for _ in range(2))
+    share = _smooth(rng, 0, 1)[..., None]
+    return GREY + FAINT * (first * share + second * (1 - share) - GREY)
+
+
+def _smooth(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """Return (SIZE, SIZE) of values that change slowly."""
+    coarse = rng.uniform(low, high, (4, 4)).astype(np.float32)
+    return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+
+
+def _pattern(rng: np.random.Generator, texture: str, period: float) -> np.ndarray:
+    """Return (SIZE, SIZE, 3) in two colours, of which 'plain' shows one, at any angle."""
+    first = rng.uniform(0, 255, 3)
+    second = (first + rng.uniform(CONTRAST, 255 - CONTRAST, 3)) % 255
+    angle, *shift = rng.uniform(0, 2 * np.pi, 3)
+    across, along = (2 * np.pi / period * f(angle) for f in (np.cos, np.sin))
+    u = np.cos(across * X + along * Y + shift[0])
+    v = np.cos(across * Y - along * X + shift[1])
+    shown = {'plain': np.zeros_like(u), 'striped': u > 0, 'dotted': u + v > 0.8}[texture]
+    return np.where(shown[..., None], second, first).astype(np.float32)
+
+
+def _mask(rng: np.random.Generator, outline: str, size: float) -> np.ndarray:
+    """Return (SIZE, SIZE), bool, of a shape inside a circle of diameter ``size``."""
+    radius = size / 2
+    centre = rng.uniform(radius, SIZE - radius, 2)
+    angle = rng.uniform(-MAX_TILT, MAX_TILT)
+    if outline == 'bar':
+        turns = 3 * angle + np.array([0.25, np.pi - 0.25, np.pi + 0.25, -0.25])
+        border = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    else:
+        border = upright(CORNERS.get(outline, CORNERS['circle']), angle)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    for hole, value in ((radius, 1), (0.6 * radius, 0))[:2 if outline == 'ring' else 1]:
+        cv2.fillPoly(mask, [(centre + hole * border).round().astype(np.int32)], value)
+    return mask.astype(bool)
+
+
+def _annotation(mask: np.ndarray, name: str) -> dict:
+    lengths = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return dict(
+        category_id=CLASSES.index(name) + 1,
+        bbox=coco_mask.toBbox(lengths).tolist(),
+        area=float(coco_mask.area(lengths)),
+        segmentation=dict(size=lengths['size'], counts=lengths['counts'].decode()))
