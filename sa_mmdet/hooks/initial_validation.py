@@ -1,0 +1,22 @@
+from mmdet.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+
+@HOOKS.register_module()
+class InitialValidationHook(Hook):
+    """Validate before the first iteration too: what the initial weights are worth.
+
+    The metrics are logged as those of epoch 0. A resumed training, whose log has them, goes on
+    without.
+
+    Raises:
+        ValueError: the config has no validation.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.val_loop is None:
+            raise ValueError('InitialValidationHook needs a validation: give val_dataloader, '
+                             'val_evaluator and val_cfg')
+        if runner.iter == 0:
+            runner.val_loop.run()
