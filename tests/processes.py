@@ -1,9 +1,13 @@
-"""Two processes that work as one, over gloo on the CPU."""
+"""Processes that work as one, over gloo on the CPU, and those that are killed."""
 import multiprocessing
+import time
 
 import torch
 import torch.distributed
 import torch.multiprocessing
+
+from sa_mmdet.apps.paper.processes import locked
+from sa_mmdet.apps.paper.runs import ReproduceError
 
 WORLD_SIZE = 2
 
@@ -30,3 +34,23 @@ def _work(rank, folder, function, args):
     torch.save(function(rank, *args), f'{folder}/{rank}.pth')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def wait_for(path, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()[-5000:]
+        assert time.monotonic() < end, f'{path} did not appear'
+        time.sleep(0.05)
+
+
+def wait_until_free(work_dir, seconds=60):
+    """Wait until the children of a killed process, which the kernel ends, have let go."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with locked(work_dir):
+                return
+        except ReproduceError:
+            assert time.monotonic() < end
+            time.sleep(0.05)

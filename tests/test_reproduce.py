@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,8 @@ import pytest
 import torch
 
 from coco import small_coco
+from processes import wait_for, wait_until_free
 from sa_mmdet.apps.paper.curves import read_log
-from sa_mmdet.apps.paper.processes import locked
-from sa_mmdet.apps.paper.runs import ReproduceError
 from sa_mmdet.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.xdist_group('reproduce')
@@ -64,26 +62,6 @@ def uninterrupted(tmp_path_factory, coco_root):
 def start(work_dir, coco_root):
     return subprocess.Popen(command(work_dir, coco_root), text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def wait_for(path, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.stdout.read()[-5000:]
-        assert time.monotonic() < end, f'{path} did not appear'
-        time.sleep(0.05)
-
-
-def wait_until_free(work_dir, seconds=60):
-    """Wait until the children of a killed process, which the kernel ends, have let go."""
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with locked(work_dir):
-                return
-        except ReproduceError:
-            assert time.monotonic() < end
-            time.sleep(0.05)
 
 
 def test_report_of_a_run(uninterrupted, coco_root):

@@ -2,8 +2,9 @@
 """Reproduce the tables of the paper: train and test their rows, and report.
 
 Tables 3 and 4 (detectors on COCO) by default; --table 1 2 for the classifiers of ImageNet, from
-which the detectors may start. Interrupted in any way, the same command goes on where it was. All
-paths may be relative to the folder of the command.
+which the detectors may start; --study shapes for a small comparison, with several seeds, on images
+that it draws. Interrupted in any way, the same command goes on where it was. All paths may be
+relative to the folder of the command.
 """
 import argparse
 import shlex
@@ -31,30 +32,38 @@ from sa_mmdet.apps.paper.runs import (
 )
 from sa_mmdet.apps.paper.tables import DATASETS, TASKS
 from sa_mmdet.apps.paper.weights import imagenet_backbones
+from sa_mmdet.apps.study.report import report_problems, write_study
+from sa_mmdet.apps.study.runs import plan_study
 from sa_mmdet.apps.validate.config import ConfigError, Overrides, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
+STUDIES = ('shapes', )
+SEEDS_OF_A_STUDY = 5
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--table', type=int, nargs='+', choices=TASKS,
                         help='1 and 2 (ImageNet), or 3 and 4 (COCO), which are the default')
+    parser.add_argument('--study', choices=STUDIES, help='in place of a table: does attention help '
+                        'Mask R-CNN on drawn shapes, and do converted weights?')
     parser.add_argument('--rows', nargs='+', default=[], metavar='ROW', help='of these tables, '
-                        "such as mask-rcnn_sa-r50 or 'retinanet_*'; all by default")
+                        "or of the study, such as mask-rcnn_sa-r50 or 'retinanet_*'; all by "
+                        'default')
     parser.add_argument('--data-root', type=Path,
-                        help='COCO 2017 (data/coco by default), or ImageNet (data/imagenet)')
+                        help='COCO 2017 (data/coco by default), ImageNet (data/imagenet), or '
+                        'where the images of the study are drawn (data/textured_shapes)')
     parser.add_argument('--work-dir', type=Path, help='folder of the runs, and of '
                         'report/report.md; work_dirs/reproduce by default, of Tables 1 and 2 '
-                        'work_dirs/imagenet')
+                        'work_dirs/imagenet, of the study work_dirs/study')
     where = parser.add_argument_group('where to run')
     where.add_argument('--gpus', type=int, metavar='N', help='processes, one GPU each, by '
-                       'torchrun; 0 is the CPU; all GPUs by default. The learning rate follows '
-                       "the batch (MMDetection's --auto-scale-lr)")
+                       'torchrun; 0 is the CPU; all GPUs by default, one for the study. The '
+                       "learning rate follows the batch (MMDetection's --auto-scale-lr)")
     where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N (8 by default)')
     what = parser.add_argument_group('what to run')
-    what.add_argument('--seeds', type=int, default=1, metavar='K',
-                      help='train every row with seeds 0 ... K-1')
+    what.add_argument('--seeds', type=int, metavar='K', help='train every row with seeds '
+                      f'0 ... K-1; 1 by default, {SEEDS_OF_A_STUDY} for the study')
     what.add_argument('--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
                       help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: "
                       'backbones trained on ImageNet with their attention, found by their content, '
@@ -71,33 +80,42 @@ def parse_args() -> argparse.Namespace:
     mode.add_argument('--check', action='store_true', help='evaluate the saved predictions of the '
                       'finished runs again and compare')
     args = parser.parse_args()
-    args.table = args.table or list(DATASETS['COCO'])
+    if args.study and args.table:
+        parser.error(f'--study {args.study} is no table of the paper: leave out --table')
     try:
-        benchmark = BENCHMARKS[dataset_of(args.table)]
+        args.table = args.table or list(DATASETS['COCO'])
+        args.dataset = args.study or dataset_of(args.table)
     except ReproduceError as error:
         parser.error(str(error))
+    benchmark = BENCHMARKS[args.dataset]
     args.data_root = args.data_root or benchmark.data_root
     args.work_dir = args.work_dir or benchmark.work_dir
+    if args.seeds is None:
+        args.seeds = SEEDS_OF_A_STUDY if args.study else 1
     if args.seeds < 1:
         parser.error(f'--seeds must be at least 1, got {args.seeds}')
     if args.slurm == '':
         parser.error('--slurm must name a partition')
     if args.gpus is None:
         args.gpus = 8 if args.slurm else torch.cuda.device_count()
+        if args.study:
+            args.gpus = min(args.gpus, 1)  # more would change the batch
     if args.gpus < (1 if args.slurm else 0):
         parser.error(f'--gpus must be at least {1 if args.slurm else 0}, got {args.gpus}')
+    if args.study and args.eval_only:
+        parser.error('--eval-only is for the rows of the tables: the study trains its own')
     if args.eval_only and (args.rows or args.seeds > 1 or args.init != ['resnet']):
         parser.error('--eval-only names its rows: --rows, --seeds and --init are for training')
     if args.init != ['resnet'] and benchmark is not BENCHMARKS['COCO']:
-        parser.error('--init is for the detectors of Tables 3 and 4: classifiers start from random '
-                     'weights')
+        parser.error('--init is for the detectors of Tables 3 and 4: classifiers and the study '
+                     'start from random weights')
     return args
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     """The runs that the command line asks for."""
     checkpoints = parse_checkpoints(args.eval_only or [])
-    rows = select_rows(args.table, list(checkpoints) or args.rows)
+    rows = [] if args.study else select_rows(args.table, list(checkpoints) or args.rows)
     start, paths = parse_init(args.init)
     if rows:
         read_config(ROOT / 'configs' / rows[0].config, args.cfg_options)  # warns, or refuses them
@@ -106,6 +124,8 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
         gpus=args.gpus, slurm=args.slurm, init=start,
         starts=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
         cfg_options=args.cfg_options, checkpoints=checkpoints)
+    if args.study:
+        return plan_study(args.rows, args.seeds, settings), settings
     return plan_runs(rows, args.seeds, settings), settings
 
 
@@ -168,10 +188,12 @@ def results_in(work_dir: Path) -> dict[Path, dict]:
             for path in sorted(work_dir.glob('*/seed*/result.json'))}
 
 
-def report(work_dir: Path, tables: list[int]) -> Path:
-    """Write the report of the finished runs; where there is none yet, of these tables."""
+def report(work_dir: Path, dataset: str) -> Path:
+    """Write the report of the finished runs; where there is none yet, of this data set."""
     results = results_in(work_dir)
-    dataset = next((benchmark_of(result).name for result in results.values()), dataset_of(tables))
+    dataset = next((benchmark_of(result).name for result in results.values()), dataset)
+    if dataset in STUDIES:
+        return write_study(work_dir / 'report', results)
     return write_report(work_dir / 'report', results, ROOT / 'configs', dataset)
 
 
@@ -183,14 +205,18 @@ def check(work_dir: Path) -> bool:
     well = [tell(f'{result["row"]} seed {result["seed"]}',
                  benchmark_of(result).check_result(result, folder), 'every figure is as reported')
             for folder, result in results.items()]
+    if any(benchmark_of(result).name in STUDIES for result in results.values()):
+        well.append(tell('report', report_problems(work_dir / 'report', results),
+                         'is what the files of the runs give'))
     return all(well)
 
 
-def train_and_test(runs: list[Run], settings: Settings, tables: list[int]) -> bool:
+def train_and_test(runs: list[Run], settings: Settings, dataset: str) -> bool:
     """Bring all runs to their end; whether all of them have a result."""
     save_settings(settings)
-    failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, tables))
-    path = report(settings.work_dir, tables)
+    BENCHMARKS[dataset].prepare(settings.data_root)
+    failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, dataset))
+    path = report(settings.work_dir, dataset)
     print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
@@ -207,7 +233,7 @@ def main() -> None:
                 raise ReproduceError(f'--work-dir {args.work_dir} {found}: give that of the runs')
             if args.check:
                 sys.exit(0 if check(args.work_dir) else 1)
-            print(report(args.work_dir, args.table))
+            print(report(args.work_dir, args.dataset))
             return
         runs, settings = plan(args)
         checked = [tell(subject, problems, 'ok')
@@ -217,7 +243,7 @@ def main() -> None:
         if args.dry_run:
             show(runs)
             return
-        sys.exit(0 if train_and_test(runs, settings, args.table) else 1)
+        sys.exit(0 if train_and_test(runs, settings, args.dataset) else 1)
     except (ConfigError, ReproduceError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Textured shapes that hide one another, for the study: nine classes, by outline and texture.
+"""Textured shapes that hide one another, for the study: eight classes, by outline and texture.
 
 Colours tell nothing. The background has a texture too, and rings and bars that belong to no class
 lie about.
@@ -8,17 +8,19 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from .coco_folder import Drawn
-from .shapes import CORNERS, upright
+from .shapes import upright
 
-TEXTURES = ('plain', 'striped', 'dotted')
-CLASSES = tuple(f'{texture} {outline}' for outline in CORNERS for texture in TEXTURES)
+OUTLINES = {'circle': 32, 'square': 4, 'triangle': 3, 'cross': 4}  # and their corners or arms
+TEXTURES = ('plain', 'striped')
+CLASSES = tuple(f'{texture} {outline}' for outline in OUTLINES for texture in TEXTURES)
+BACKGROUNDS = ('plain', 'striped', 'dotted')
 DISTRACTORS = ('ring', 'bar')
-DISTRACTOR_SHARE = 0.25
+DISTRACTOR_SHARE = 0.2
 GREY = 127.5
 SIZE = 256  # of an image, in pixels, as all lengths here
 SMALLEST, LARGEST = 8, 128  # diameter of the circle around an object
 VISIBLE = 0.4  # share of an object below which it is not annotated
-CONTRAST = 60  # least difference of a texture's two colours, of 255 in each channel
+CONTRAST = (40, 110)  # of a texture's two colours, in each channel
 NOISE = 8
 FAINT = 0.5  # contrast of the background, beside the shapes'
 MAX_TILT = np.pi / 6
@@ -42,7 +44,8 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
     shapes = []
     for _ in range(rng.integers(3, 8)):
         size = rng.uniform(SMALLEST, LARGEST)
-        outline = str(rng.choice(DISTRACTORS if rng.random() < DISTRACTOR_SHARE else list(CORNERS)))
+        kinds = DISTRACTORS if rng.random() < DISTRACTOR_SHARE else tuple(OUTLINES)
+        outline = str(rng.choice(kinds))
         texture = str(rng.choice(TEXTURES))
         mask = _mask(rng, outline, size)
         image[mask] = _pattern(rng, texture, period=max(4, size / 3.5))[mask]
@@ -58,7 +61,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
 
 def _background(rng: np.random.Generator) -> np.ndarray:
     """Return (SIZE, SIZE, 3): two textures that melt into each other."""
-    first, second = (_pattern(rng, str(rng.choice(TEXTURES)), period=rng.uniform(6, 40))
+    first, second = (_pattern(rng, str(rng.choice(BACKGROUNDS)), period=rng.uniform(6, 40))
                      for _ in range(2))
     share = _smooth(rng, 0, 1)[..., None]
     return GREY + FAINT * (first * share + second * (1 - share) - GREY)
@@ -73,7 +76,7 @@ def _smooth(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
 def _pattern(rng: np.random.Generator, texture: str, period: float) -> np.ndarray:
     """Return (SIZE, SIZE, 3) in two colours, of which 'plain' shows one, at any angle."""
     first = rng.uniform(0, 255, 3)
-    second = (first + rng.uniform(CONTRAST, 255 - CONTRAST, 3)) % 255
+    second = first + rng.uniform(*CONTRAST, 3) * np.where(first < 128, 1, -1)
     angle, *shift = rng.uniform(0, 2 * np.pi, 3)
     across, along = (2 * np.pi / period * f(angle) for f in (np.cos, np.sin))
     u = np.cos(across * X + along * Y + shift[0])
@@ -90,8 +93,12 @@ def _mask(rng: np.random.Generator, outline: str, size: float) -> np.ndarray:
     if outline == 'bar':
         turns = 3 * angle + np.array([0.25, np.pi - 0.25, np.pi + 0.25, -0.25])
         border = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+    elif outline == 'cross':
+        turns = angle + np.pi / 2 * np.arange(4)[:, None] + np.array([-0.3, 0.3, np.pi / 4])
+        reach = np.array([1, 1, 0.42])
+        border = (reach[..., None] * np.stack([np.cos(turns), np.sin(turns)], -1)).reshape(-1, 2)
     else:
-        border = upright(CORNERS.get(outline, CORNERS['circle']), angle)
+        border = upright(OUTLINES.get(outline, 32), angle)
     mask = np.zeros((SIZE, SIZE), np.uint8)
     for hole, value in ((radius, 1), (0.6 * radius, 0))[:2 if outline == 'ring' else 1]:
         cv2.fillPoly(mask, [(centre + hole * border).round().astype(np.int32)], value)

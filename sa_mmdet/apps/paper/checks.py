@@ -32,8 +32,6 @@ from .benchmarks.base import SPLITS, Benchmark
 from .runs import ReproduceError, Run, Settings, read_result
 
 SETTINGS_FILE = 'settings.json'
-BYTES_PER_PARAMETER = 8  # float32, and its momentum
-CHECKPOINTS_AT_ONCE = 3  # two that are kept, and the one being written
 
 
 def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, list[str]]]:
@@ -190,7 +188,9 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
             if key not in checked:
                 checked[key] = initial_weights_problem(config)
             sources = config.get('load_from'), *initial_weights(config.model)
-            problem = checked[key] or next(filter(None, map(load, sources)), None)
+            given = (source for source in sources  # others are made by the runs
+                     if not Path(source or '').is_relative_to(settings.work_dir))
+            problem = checked[key] or next(filter(None, map(load, given)), None)
         if problem:
             yield f'{name}: {problem}'
 
@@ -212,6 +212,7 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
 
 def _bytes_needed(run: Run, params: int) -> int:
     written = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file())
-    training = params * BYTES_PER_PARAMETER * CHECKPOINTS_AT_ONCE if run.trains else 0
+    checkpoints = run.benchmark.kept_checkpoints + 1  # the one being written
+    training = params * run.benchmark.bytes_per_parameter * checkpoints if run.trains else 0
     predictions = sum(run.benchmark.bytes_of_predictions[task] for task in run.tasks)
     return max(0, training + predictions - written)

@@ -17,15 +17,11 @@ from .benchmarks.coco import draw_detections
 from .checks import disk_problems
 from .processes import locked, run_child
 from .report import PICTURE
-from .runs import ReproduceError, Run, Settings
+from .runs import ReproduceError, Run, RunFailed, Settings
 from .tables import load_table
 from .weights import describe_start
 
 GPU = re.compile(r'\s*GPU [\d,]+: (.+?)\s*$')  # in the environment that MMEngine logs
-
-
-class RunFailed(Exception):
-    """One run ended without a result; the others can go on."""
 
 
 def run_all(runs: list[Run], settings: Settings, after_each) -> list[str]:
@@ -135,7 +131,9 @@ def _run(run: Run, command: list[str], lock: int, what: str) -> None:
 def _train(run: Run, lock: int) -> Path:
     """Train to the last epoch; the last checkpoint."""
     epoch, checkpoint = run.last_checkpoint()
-    if epoch < run.epochs:  # AtomicCheckpointHook resumes from the last whole checkpoint
+    if epoch < run.epochs:
+        run.make_start()
+        # AtomicCheckpointHook resumes from the last whole checkpoint
         _run(run, train_command(run), lock, 'training')
         epoch, checkpoint = run.last_checkpoint()
         if epoch < run.epochs:

@@ -157,7 +157,7 @@ def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict)
         cells += [_complexity_cell(table, counts[row.name], cell) for cell in cells_of_complexity]
         cells += [_cell(summary, metric, comparable) for metric in METRICS[task]]
         rows.append([*cells, _gain(summary, comparable)])
-    return _markdown_table([*names, *complexity, *metrics, gain], rows)
+    return markdown_table([*names, *complexity, *metrics, gain], rows)
 
 
 def _row_names(table: int) -> dict[str, str]:
@@ -218,7 +218,7 @@ def _runs(results: list[dict]) -> str:
             _or_dash(result['hours'] and f'{result["hours"]:.2f} h'),
             ', '.join(f'{name} {version}' for name, version in versions.items()),
             result['commit']])
-    return _markdown_table(header, rows) if rows else 'None.'
+    return markdown_table(header, rows) if rows else 'None.'
 
 
 def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
@@ -255,6 +255,6 @@ def _or_dash(value) -> str:
     return '–' if value is None else str(value)
 
 
-def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -3,6 +3,7 @@ import copy
 import difflib
 import fnmatch
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,10 @@ from ...checkpoint.read import last_whole
 from .benchmarks.base import Benchmark
 from .benchmarks.coco import Coco
 from .benchmarks.imagenet import ImageNet
+from .benchmarks.shapes import Shapes
 from .tables import DATASETS, TASKS, Row, load_table
 
-BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (ImageNet(), Coco())}
+BENCHMARKS: dict[str, Benchmark] = {each.name: each for each in (ImageNet(), Coco(), Shapes())}
 RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on', 'start', 'epochs',
                'hours', 'batch', 'gpus', 'device', 'versions', 'commit', 'cfg_options',
                'checkpoint', 'checkpoint_sha256')
@@ -23,6 +25,10 @@ RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on'
 
 class ReproduceError(Exception):
     """Something that the user has to change; the message says what was found, and what to do."""
+
+
+class RunFailed(Exception):
+    """One run ended without a result; the others can go on."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,27 @@ class Run:
         settings = self.settings
         config = Config.fromfile(settings.root / 'configs' / self.row.config)
         self.benchmark.place(config, settings.data_root)
-        if settings.starts:
-            config.model.backbone.update(settings.starts[self.row.depth, self.row.attention])
+        self.place_start(config)
         config.randomness = dict(seed=self.seed)
         config.auto_scale_lr.enable = True
         config.train_dataloader.persistent_workers = False
         config.custom_hooks = [*config.get('custom_hooks', []), dict(type='mmdet.EpochSeedHook')]
-        config.default_hooks.checkpoint.max_keep_ckpts = 2
+        config.default_hooks.checkpoint.max_keep_ckpts = self.benchmark.kept_checkpoints
         config.merge_from_dict(copy.deepcopy(settings.cfg_options))
         self.benchmark.save_predictions(config, self.folder)
         return config
+
+    def place_start(self, config: Config) -> None:
+        """Have a config start from the weights that the settings give."""
+        if self.settings.starts:
+            config.model.backbone.update(self.settings.starts[self.row.depth, self.row.attention])
+
+    def make_start(self) -> None:
+        """Make the file that the training starts from, if it is made here.
+
+        Raises:
+            RunFailed: it cannot be made.
+        """
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -210,13 +227,34 @@ def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
     for table in tables:
         for row in load_table(table):
             rows.setdefault(row.name, row)
+    return match_rows(rows, patterns, lambda pattern: _unknown_row(pattern, tables))
+
+
+def match_rows(rows: dict[str, Row], patterns: list[str], unknown: Callable[[str], str]
+               ) -> list[Row]:
+    """Return the rows whose names match a pattern, in their order; all where there is none.
+
+    Args:
+        rows: by their names.
+        patterns: names, '*' and '?' allowed.
+        unknown: what to tell of a pattern that no name matches.
+
+    Raises:
+        ReproduceError: there is such a pattern.
+    """
     chosen = set()
     for pattern in patterns or ['*']:
         matching = fnmatch.filter(rows, pattern)
         if not matching:
-            raise ReproduceError(_unknown_row(pattern, tables))
+            raise ReproduceError(unknown(pattern))
         chosen.update(matching)
     return [row for name, row in rows.items() if name in chosen]
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """For people: the name that was meant perhaps, or all of them."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
+    return f'did you mean {near[0]}?' if near else f'they are {", ".join(dict.fromkeys(names))}'
 
 
 def _unknown_row(name: str, tables: list[int]) -> str:
@@ -228,9 +266,7 @@ def _unknown_row(name: str, tables: list[int]) -> str:
         add = 'add' if dataset_of(tables) == dataset_of([other]) else 'give'
         return f'{name} is a row of Table {other}: {add} --table {other}'
     rows = [row.name for table in DATASETS[dataset_of(tables)] for row in load_table(table)]
-    near = difflib.get_close_matches(name, rows, n=1, cutoff=0.3)
-    hint = f'did you mean {near[0]}?' if near else f'they are {", ".join(dict.fromkeys(rows))}'
-    return f'Table {listed} has no row {name!r}: {hint}'
+    return f'Table {listed} has no row {name!r}: {nearest(name, rows)}'
 
 
 def plan_runs(rows: list[Row], seeds: int, settings: Settings) -> list[Run]:

@@ -56,7 +56,7 @@ class Row:
     variant: str = ''
     params_m: float | None = None
     gflops: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -186,12 +186,13 @@ def summarize(table: int, results: list[dict]) -> list[Summary]:
 
 
 def _measured(task: str, results: list[dict]) -> dict[str, Measured | None]:
-    return {metric: _over_seeds([result['metrics'][task][metric] for result in results])
+    return {metric: over_seeds([result['metrics'][task][metric] for result in results])
             for metric in METRICS[task]} if results else {}
 
 
-def _over_seeds(values: list[float]) -> Measured | None:
-    if min(values) < 0:  # COCO's -1: there are no objects of this size
+def over_seeds(values: list[float]) -> Measured | None:
+    """Return a metric over seeds in percent, from values in [0, 1]; None where there are none."""
+    if not values or min(values) < 0:  # COCO's -1: there are no objects of this size
         return None
     percent = [100 * value for value in values]
     std = statistics.stdev(percent) if len(percent) > 1 else None

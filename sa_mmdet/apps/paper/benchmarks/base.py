@@ -19,11 +19,13 @@ class Benchmark(ABC):
     from that file.
 
     Attributes:
-        name: 'ImageNet' or 'COCO'.
+        name: 'ImageNet', 'COCO' or 'shapes'.
         data_root, work_dir: the usual places, relative to the folder of a command.
         scope: MMEngine's, in which models are built; also the package whose tools train and test.
         dataset_keys: what the config of a data set must say.
         bytes_of_predictions: for all images, by task.
+        kept_checkpoints: of a run, the last ones.
+        bytes_per_parameter: of a checkpoint, with what its optimizer keeps.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Benchmark(ABC):
     scope: str
     dataset_keys: tuple[str, ...]
     bytes_of_predictions: dict[str, int]
+    kept_checkpoints = 2
+    bytes_per_parameter = 8
 
     @abstractmethod
     def tasks(self, row: Row) -> tuple[str, ...]:
@@ -48,6 +52,9 @@ class Benchmark(ABC):
     @abstractmethod
     def prediction_file(self, folder: Path, task: str) -> Path:
         """Return what ``save_predictions`` has the test write."""
+
+    def prepare(self, data_root: Path) -> None:  # noqa: B027
+        """Make the data that is missing under ``data_root``, if it can be made here."""
 
     def software_problem(self) -> str | None:
         """For people: what is missing to train on it at all, beyond what the package needs."""

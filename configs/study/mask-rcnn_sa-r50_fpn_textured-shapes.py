@@ -1,0 +1,2 @@
+_base_ = './mask-rcnn_r50_fpn_textured-shapes.py'
+model = dict(backbone=dict(type='SAResNet'))

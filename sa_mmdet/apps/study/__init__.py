@@ -1,0 +1,1 @@
+"""Whether attention helps: detectors trained on drawn shapes, with several seeds, compared."""

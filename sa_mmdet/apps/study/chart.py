@@ -1,0 +1,65 @@
+"""The study as a picture."""
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..paper.charts import KIND_COLOURS
+from ..plots import COLOURS, png, style
+from .runs import CONTINUED, CONVERTED, FROM_SCRATCH, PLAIN, STAYS_PLAIN, UNCONVERTED
+
+MARKERS = {'bbox': 'o', 'segm': 's'}
+CURVE_COLOURS = dict(zip(CONTINUED, map(COLOURS.get, ('grey', 'vermilion', 'blue')), strict=True))
+
+
+def draw_study(study) -> bytes:
+    """Return a picture, as a PNG, of a ``Study``.
+
+    Above are the differences to the network without attention, of every seed and their mean with
+    its 95 % interval; below is the box AP by epoch of the networks that go on from the plain one.
+    """
+    figure = Figure(figsize=(11, 8), layout='constrained')
+    axes = figure.subplot_mosaic([['scratch', 'scratch', 'continued'], ['curve'] * 3])
+    _draw_differences(axes['scratch'], study, FROM_SCRATCH[1:], PLAIN, 'from scratch')
+    _draw_differences(axes['continued'], study, (CONVERTED, UNCONVERTED), STAYS_PLAIN,
+                      'going on from the plain network')
+    _draw_curves(axes['curve'], study)
+    return png(figure)
+
+
+def _draw_differences(axes: Axes, study, rows: tuple, baseline, title: str) -> None:
+    for position, row in enumerate(rows):
+        for offset, (task, marker) in zip((-0.15, 0.15), MARKERS.items(), strict=True):
+            difference = study.difference(row, baseline, task)
+            if difference is None:
+                continue
+            x, colour = position + offset, KIND_COLOURS[row.attention]
+            values, compared = study.values(row, task), study.values(baseline, task)
+            of_seeds = [100 * (values[seed] - compared[seed]) for seed in values.keys() & compared]
+            axes.plot([x + 0.08] * len(of_seeds), of_seeds, '.', color=colour, alpha=0.4)
+            axes.errorbar(x, difference.mean, yerr=difference.margin, marker=marker, color=colour,
+                          capsize=3)
+    for task, marker in MARKERS.items():
+        axes.plot([], [], marker, color='black', label={'bbox': 'box', 'segm': 'mask'}[task])
+    axes.axhline(0, color='black', linewidth=0.8)
+    axes.set_xticks(range(len(rows)), [row.label.replace(', ', ',\n') for row in rows])
+    axes.set_ylabel(f'AP minus {baseline.label} (points)')
+    axes.set_title(title, loc='left')
+    axes.legend(frameon=False, loc='best', fontsize='small')
+    axes.margins(x=0.15)
+    style(axes)
+
+
+def _draw_curves(axes: Axes, study) -> None:
+    for row in CONTINUED:
+        curve = study.curve(row, 'bbox')
+        if curve:
+            axes.errorbar(list(curve), [point.mean for point in curve.values()],
+                          yerr=[point.std or 0 for point in curve.values()], capsize=3,
+                          marker='o', label=row.label, color=CURVE_COLOURS[row])
+    axes.set_xlabel('epoch of going on; 0 is the start')
+    axes.set_ylabel('box AP (%), mean and\nstandard deviation')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(bottom=0)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, loc='lower right')
+    style(axes)

@@ -1,0 +1,130 @@
+"""The runs of the study: six networks from one start, and three ways to go on from one of them."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import set_random_seed
+
+from ...checkpoint.files import atomic_file
+from ..paper.runs import Run, RunFailed, Settings, match_rows, nearest
+from ..paper.tables import Row
+
+
+@dataclass(frozen=True)
+class StudyRow(Row):
+    """A Mask R-CNN of the study, which is in no table of the paper.
+
+    Attributes:
+        label: for people.
+        suffix: of its name, which tells rows apart that share a config.
+        continued: whether it starts from the end of the plain network's training.
+        converted: whether weights of a plain network are converted for its attention.
+    """
+
+    table: int = 0
+    detector: str = 'Mask R-CNN'
+    backbone: str = 'ResNet-50'
+    attention: str = 'none'
+    gflops: float = 1.  # all take about the same time
+    label: str = ''
+    suffix: str = ''
+    continued: bool = False
+    converted: bool = True
+
+    @property
+    def name(self) -> str:
+        return super().name + self.suffix
+
+    @property
+    def config(self) -> Path:
+        return Path('study') / f'{super().name}_fpn_textured-shapes.py'
+
+    @property
+    def dataset(self) -> str:
+        return 'shapes'
+
+
+PLAIN = StudyRow(label='no attention')
+FROM_SCRATCH = (PLAIN, *(StudyRow(attention=attention, label=attention)
+                         for attention in ('SE', 'ECA', 'SGE', 'CBAM', 'SA')))
+STAYS_PLAIN, CONVERTED, UNCONVERTED = CONTINUED = (
+    StudyRow(suffix='_continued', continued=True, label='no attention, continued'),
+    StudyRow(attention='SA', suffix='_converted', continued=True, label='SA, weights converted'),
+    StudyRow(attention='SA', suffix='_unconverted', continued=True, converted=False,
+             label='SA, weights as they are'))
+ROWS = {row.name: row for row in (*FROM_SCRATCH, *CONTINUED)}
+
+
+class StudyRun(Run):
+    """A run of the study.
+
+    Networks that are trained from scratch start, with the same seed, from the same random weights;
+    only the attention's are their own. The others start from the last checkpoint of the plain one.
+    """
+
+    @property
+    def start_file(self) -> Path:
+        """What the training starts from."""
+        if self.row.continued:
+            plain = StudyRun(PLAIN, self.seed, self.settings)
+            return plain.folder / f'epoch_{plain.epochs}.pth'
+        return self.settings.work_dir / 'starts' / f'{self.row.name}_seed{self.seed}.pth'
+
+    def place_start(self, config: Config) -> None:
+        """Have a config start from ``start_file``; if it is trained already, validate each epoch.
+        """
+        config.model.init_cfg = dict(type='Pretrained', checkpoint=str(self.start_file))
+        if not self.row.converted:
+            config.model.backbone.convert_weights = False
+        if self.row.continued:
+            config.train_cfg.val_begin = 1
+            config.custom_hooks = [*config.get('custom_hooks', []),
+                                   dict(type='mmdet.InitialValidationHook')]
+
+    def make_start(self) -> None:
+        """Draw the weights to start from, which a run that goes on finds.
+
+        Raises:
+            RunFailed: the run that this one continues has no result.
+        """
+        if self.start_file.is_file():
+            return
+        if self.row.continued:
+            raise RunFailed(f'{self.name} continues {PLAIN.name} seed {self.seed}, which is not '
+                            f'trained: {self.start_file} does not exist. Run that again first')
+        self.start_file.parent.mkdir(parents=True, exist_ok=True)
+        weights = initial_weights(self.config, self.seed)
+        weights |= initial_weights(StudyRun(PLAIN, self.seed, self.settings).config, self.seed)
+        with atomic_file(self.start_file) as file:
+            torch.save(dict(state_dict=weights), file)
+
+
+def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
+    """Return the random weights that a config's model has with a seed, but for its ``init_cfg``."""
+    init_default_scope('mmdet')
+    set_random_seed(seed)
+    model = MODELS.build(dict(config.model, init_cfg=None))
+    model.init_weights()
+    return model.state_dict()
+
+
+def plan_study(patterns: list[str], seeds: int, settings: Settings) -> list[StudyRun]:
+    """Return the chosen rows with every seed: all rows with seed 0, then all with seed 1, ...
+
+    Args:
+        patterns: names of rows, '*' and '?' allowed; none is all. The plain network comes first
+            where another continues it.
+        seeds: their number.
+        settings: of the runs.
+
+    Raises:
+        ReproduceError: a pattern is no row of the study.
+    """
+    rows = match_rows(ROWS, patterns, lambda pattern: (
+        f'the study has no row {pattern!r}: {nearest(pattern, list(ROWS))}'))
+    if any(row.continued for row in rows) and PLAIN not in rows:
+        rows = [PLAIN, *rows]
+    return [StudyRun(row, seed, settings) for seed in range(seeds) for row in rows]
