@@ -22,7 +22,7 @@ SMALLEST, LARGEST = 8, 128  # diameter of the circle around an object
 VISIBLE = 0.4  # share of an object below which it is not annotated
 CONTRAST = (40, 110)  # of a texture's two colours, in each channel
 NOISE = 8
-FAINT = 0.5  # contrast of the background, beside the shapes'
+FAINT = 0.35  # contrast of the background, beside the shapes'
 MAX_TILT = np.pi / 6
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
@@ -42,8 +42,8 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
     """
     image = _background(rng)
     shapes = []
-    for _ in range(rng.integers(3, 8)):
-        size = rng.uniform(SMALLEST, LARGEST)
+    for _ in range(rng.integers(3, 7)):
+        size = SMALLEST + (LARGEST - SMALLEST) * np.sqrt(rng.random())  # more large ones
         kinds = DISTRACTORS if rng.random() < DISTRACTOR_SHARE else tuple(OUTLINES)
         outline = str(rng.choice(kinds))
         texture = str(rng.choice(TEXTURES))
