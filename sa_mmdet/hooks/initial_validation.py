@@ -14,6 +14,8 @@ class InitialValidationHook(Hook):
         ValueError: the config has no validation.
     """
 
+    priority = 'LOWEST'  # when the other hooks are ready
+
     def before_train(self, runner: Runner) -> None:
         if runner.val_loop is None:
             raise ValueError('InitialValidationHook needs a validation: give val_dataloader, '

@@ -1,4 +1,5 @@
 """The runs of the study: six networks from one start, and three ways to go on from one of them."""
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +108,11 @@ def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
     init_default_scope('mmdet')
     set_random_seed(seed)
     model = MODELS.build(dict(config.model, init_cfg=None))
-    model.init_weights()
+    logging.disable(logging.INFO)  # MMEngine tells how each parameter was drawn
+    try:
+        model.init_weights()
+    finally:
+        logging.disable(logging.NOTSET)
     return model.state_dict()
 
 
