@@ -40,7 +40,8 @@ def train(folder, epochs, resume=False, **loaders):
         Weight(), str(folder), train_dataloader=loader, **(validation | loaders),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), resume=resume,
-        default_hooks=dict(checkpoint=dict(type='AtomicCheckpointHook', save_best='value')),
+        default_hooks=dict(
+            checkpoint=dict(type='AtomicCheckpointHook', save_best='value', rule='less')),
         custom_hooks=[dict(type='InitialValidationHook')], default_scope='mmdet',
         experiment_name=f'{folder.name} {epochs} {resume}', log_level='WARNING').train()
     lines = [json.loads(line) for path in sorted(folder.glob('*/vis_data/scalars.json'))
