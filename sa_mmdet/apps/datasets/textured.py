@@ -24,6 +24,7 @@ CONTRAST = (40, 110)  # of a texture's two colours, in each channel
 NOISE = 8
 FAINT = 0.35  # contrast of the background, beside the shapes'
 MAX_TILT = np.pi / 6
+VERSION = 1  # to be raised when other images are drawn
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
@@ -34,7 +35,8 @@ def textured_shapes(train: int = 2000, val: int = 500, seed: int = 0) -> Drawn:
         train, val: numbers of images.
         seed: of all that is random; the two splits differ.
     """
-    return Drawn('textured shapes', CLASSES, draw_image, dict(train=train, val=val, seed=seed))
+    return Drawn('textured shapes', CLASSES, draw_image, dict(
+        train=train, val=val, seed=seed, version=VERSION))
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:

@@ -32,4 +32,4 @@ class Shapes(Coco):
 
     def describe(self, config: Config) -> dict:
         found = super().describe(config)
-        return found | dict(label=f'{found["images"]:,} drawn images')
+        return found | dict(label=f'{found["images"]:,} drawn images ({found["sha256"][:8]})')
