@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from processes import wait_for, wait_until_free
 from sa_mmdet.apps.datasets.textured import textured_shapes
+from sa_mmdet.apps.paper.runs import Settings
+from sa_mmdet.apps.study.runs import ROWS, StudyRun
+from sa_mmdet.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.xdist_group('reproduce')
 
@@ -45,11 +51,11 @@ def run(work_dir, data_root):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, data_root):
-    """The work dir of a study that was killed after its first run, and its output then."""
+    """The work dir of a study that was killed in its last validation, and its output then."""
     work_dir = tmp_path_factory.mktemp('study')
     killed = subprocess.Popen(command(work_dir, data_root), text=True, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, start_new_session=True)
-    wait_for(work_dir / f'{PLAIN}/seed0/result.json', killed)
+    wait_for(work_dir / f'{UNCONVERTED}/seed0/epoch_1.pth', killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     wait_until_free(work_dir)
@@ -74,6 +80,44 @@ def test_killed_and_resumed_it_is_the_same(finished, tmp_path, data_root):
     assert [each['row'] for each in content['runs']] == [PLAIN, UNCONVERTED]
     curve = content['curves'][UNCONVERTED]['0']['bbox']
     assert list(curve) == ['0', '1']
+    weights = [read_checkpoint(folder / UNCONVERTED / 'seed0/epoch_1.pth')['state_dict']
+               for folder in (work_dir, tmp_path)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_all_rows_see_the_same_images_in_the_same_way(tmp_path, data_root):
+    """In their order, flipped or not, whatever random numbers the networks draw beside them."""
+    settings = Settings(
+        root=TOOL.parents[1], work_dir=tmp_path, data_root=data_root, cfg_options={
+            'train_cfg.max_epochs': 3, 'train_dataloader.batch_size': 2,
+            'model.backbone.frozen_stages': 4})
+    seen = {}
+    for name in (PLAIN, 'mask-rcnn_cbam-r50'):
+        study_run = StudyRun(ROWS[name], 0, settings)
+        study_run.make_start()
+        config = study_run.config
+        config.work_dir, config.val_cfg, config.val_dataloader, config.val_evaluator = (
+            str(study_run.folder), None, None, None)
+        runner = Runner.from_cfg(config)
+        seen[name] = []
+        runner.register_hook(Batches(seen[name]))
+        runner.train()
+    batches = seen[PLAIN]
+    assert batches == seen['mask-rcnn_cbam-r50']
+    assert len({tuple(id_ for id_, *_ in batch) for batch in batches}) > 2
+    assert {flip for batch in batches for _, flip, _ in batch} == {False, True}
+
+
+class Batches(Hook):
+    """Keeps which images are in each batch, whether flipped, and what is in their pixels."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.batches.append([
+            (sample.img_id, sample.flip, int(image.long().sum())) for image, sample in zip(
+                data_batch['inputs'], data_batch['data_samples'], strict=True)])
 
 
 def test_check(finished, run_tool, tmp_path):

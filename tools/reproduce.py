@@ -33,7 +33,7 @@ from sa_mmdet.apps.paper.runs import (
 from sa_mmdet.apps.paper.tables import DATASETS, TASKS
 from sa_mmdet.apps.paper.weights import imagenet_backbones
 from sa_mmdet.apps.study.report import report_problems, write_study
-from sa_mmdet.apps.study.runs import plan_study
+from sa_mmdet.apps.study.runs import StudyRun, study_rows
 from sa_mmdet.apps.validate.config import ConfigError, Overrides, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +60,8 @@ def parse_args() -> argparse.Namespace:
     where.add_argument('--gpus', type=int, metavar='N', help='processes, one GPU each, by '
                        'torchrun; 0 is the CPU; all GPUs by default, one for the study. The '
                        "learning rate follows the batch (MMDetection's --auto-scale-lr)")
-    where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N (8 by default)')
+    where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N: 8 by '
+                       'default, one for the study')
     what = parser.add_argument_group('what to run')
     what.add_argument('--seeds', type=int, metavar='K', help='train every row with seeds '
                       f'0 ... K-1; 1 by default, {SEEDS_OF_A_STUDY} for the study')
@@ -115,7 +116,8 @@ def parse_args() -> argparse.Namespace:
 def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
     """The runs that the command line asks for."""
     checkpoints = parse_checkpoints(args.eval_only or [])
-    rows = [] if args.study else select_rows(args.table, list(checkpoints) or args.rows)
+    rows = study_rows(args.rows) if args.study else select_rows(
+        args.table, list(checkpoints) or args.rows)
     start, paths = parse_init(args.init)
     if rows:
         read_config(ROOT / 'configs' / rows[0].config, args.cfg_options)  # warns, or refuses them
@@ -124,9 +126,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
         gpus=args.gpus, slurm=args.slurm, init=start,
         starts=imagenet_backbones(paths, rows) if start == 'imagenet' else {},
         cfg_options=args.cfg_options, checkpoints=checkpoints)
-    if args.study:
-        return plan_study(args.rows, args.seeds, settings), settings
-    return plan_runs(rows, args.seeds, settings), settings
+    return plan_runs(rows, args.seeds, settings, StudyRun if args.study else Run), settings
 
 
 def parse_init(values: list[str]) -> tuple[str, list[Path]]:

@@ -7,8 +7,8 @@ from mmengine.runner import Runner
 class InitialValidationHook(Hook):
     """Validate before the first iteration too: what the initial weights are worth.
 
-    The metrics are logged as those of epoch 0. A resumed training, whose log has them, goes on
-    without.
+    The metrics are logged as those of epoch 0. A resumed training begins in the same way, with the
+    epoch that it goes on after: the validation of that one may have been interrupted.
 
     Raises:
         ValueError: the config has no validation.
@@ -20,5 +20,4 @@ class InitialValidationHook(Hook):
         if runner.val_loop is None:
             raise ValueError('InitialValidationHook needs a validation: give val_dataloader, '
                              'val_evaluator and val_cfg')
-        if runner.iter == 0:
-            runner.val_loop.run()
+        runner.val_loop.run()

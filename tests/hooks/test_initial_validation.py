@@ -56,13 +56,18 @@ def test_epoch_0_is_what_the_initial_weights_are_worth(tmp_path):
     assert 1 > values[1] > values[2]
 
 
-def test_a_resumed_training_goes_on_without(tmp_path, monkeypatch):
-    train(tmp_path, epochs=1)
-    validated = []
-    monkeypatch.setattr(Value, 'compute_metrics', lambda self, results: validated.append(
-        results[0]) or dict(value=results[0]))
-    train(tmp_path, epochs=2, resume=True)
-    assert len(validated) == 1
+def test_a_validation_that_was_interrupted_is_made_up_for(tmp_path, monkeypatch):
+    whole = train(tmp_path / 'whole', epochs=3)
+
+    def interrupt(metric, results):
+        if results[0] != 1:
+            raise KeyboardInterrupt
+        return dict(value=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Value, 'compute_metrics', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / 'resumed', epochs=3)
+    assert train(tmp_path / 'resumed', epochs=3, resume=True) == whole
 
 
 def test_a_config_without_validation_is_refused(tmp_path):

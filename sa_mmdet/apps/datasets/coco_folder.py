@@ -1,6 +1,6 @@
 """Write a data set in COCO's format and layout, image after image as it is drawn."""
 import json
-import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,27 +38,33 @@ class Drawn:
 
         Raises:
             FileExistsError: ``root`` holds something else.
+            OSError: an image cannot be written.
         """
         if problem := self.problem(root):
             raise FileExistsError(problem)
-        if root.exists():
+        if self.is_in(root):
             return
-        partial = root.with_name(f'{root.name}.partial')
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / 'annotations').mkdir(parents=True)
-        for number, split in enumerate(('train', 'val')):
-            self._write_split(partial, split, seed=2 * self.settings['seed'] + number)
-        (partial / SETTINGS_FILE).write_text(json.dumps(self.settings))
-        partial.rename(root)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f'{root.name}.') as folder:
+            partial = Path(folder) / root.name
+            (partial / 'annotations').mkdir(parents=True)
+            for number, split in enumerate(('train', 'val')):
+                self._write_split(partial, split, seed=2 * self.settings['seed'] + number)
+            (partial / SETTINGS_FILE).write_text(json.dumps(self.settings))
+            if not self.is_in(root):  # drawn by another process meanwhile
+                partial.rename(root)
+
+    def is_in(self, root: Path) -> bool:
+        """Return whether a folder holds the data set."""
+        try:
+            return json.loads((root / SETTINGS_FILE).read_text()) == self.settings
+        except (OSError, ValueError):
+            return False
 
     def problem(self, root: Path) -> str | None:
         """Return why the data set cannot be in a folder: it holds something else."""
-        file = root / SETTINGS_FILE
-        try:
-            is_this = not root.exists() or json.loads(file.read_text()) == self.settings
-        except (OSError, ValueError):
-            is_this = False
-        return None if is_this else (
+        is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+        return None if is_free or self.is_in(root) else (
             f'{root} exists and is not the data set of {self.description} of {self.settings}: '
             'remove it, or choose another folder')
 
@@ -70,7 +76,8 @@ class Drawn:
             image, objects = self.draw(rng)
             height, width = image.shape[:2]
             file_name = f'{image_id:06d}.png'
-            cv2.imwrite(str(root / split / file_name), image)
+            if not cv2.imwrite(str(root / split / file_name), image):
+                raise OSError(f'{root / split / file_name} could not be written: is the disk full?')
             images.append(dict(id=image_id, file_name=file_name, width=width, height=height))
             for annotation in objects:
                 annotations.append(dict(

@@ -54,7 +54,8 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
             for problem in benchmark.data_problems(
                 run.config, SPLITS if run.trains else ('test', )))
     yield 'data set', without_doubts(data)
-    yield 'weights', list(_weights_problems(configs, settings))
+    made_here = {str(run.start_file) for run in runs}
+    yield 'weights', list(_weights_problems(configs, settings, made_here))
     yield 'disk', list(disk_problems(runs, settings.work_dir))
 
 
@@ -178,7 +179,8 @@ def _distinct_data(runs: list[Run]) -> list[Run]:
     return list(distinct.values())
 
 
-def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterator[str]:
+def _weights_problems(configs: dict[str, Config], settings: Settings, made_here: set[str]
+                      ) -> Iterator[str]:
     checked, load = {}, functools.cache(loading_problem)  # rows may share their files
     for name, config in configs.items():
         if settings.checkpoints:
@@ -188,8 +190,7 @@ def _weights_problems(configs: dict[str, Config], settings: Settings) -> Iterato
             if key not in checked:
                 checked[key] = initial_weights_problem(config)
             sources = config.get('load_from'), *initial_weights(config.model)
-            given = (source for source in sources  # others are made by the runs
-                     if not Path(source or '').is_relative_to(settings.work_dir))
+            given = (source for source in sources if source not in made_here)
             problem = checked[key] or next(filter(None, map(load, given)), None)
         if problem:
             yield f'{name}: {problem}'
@@ -202,6 +203,8 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
     params = {name: sum(parameter.numel() for parameter in build_model(config).parameters())
               for name, config in configs.items()}
     needed = sum(_bytes_needed(run, params[run.row.name]) for run in unfinished)
+    needed += max((params[run.row.name] * run.benchmark.bytes_per_parameter  # one being written
+                   for run in unfinished if run.trains), default=0)
     existing = next(folder for folder in (work_dir, *work_dir.absolute().parents)
                     if folder.exists())
     free = shutil.disk_usage(existing).free
@@ -212,7 +215,8 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
 
 def _bytes_needed(run: Run, params: int) -> int:
     written = sum(path.stat().st_size for path in run.folder.rglob('*') if path.is_file())
-    checkpoints = run.benchmark.kept_checkpoints + 1  # the one being written
-    training = params * run.benchmark.bytes_per_parameter * checkpoints if run.trains else 0
+    benchmark = run.benchmark
+    training = params * benchmark.bytes_per_parameter * benchmark.kept_checkpoints
+    training = training if run.trains else 0
     predictions = sum(run.benchmark.bytes_of_predictions[task] for task in run.tasks)
     return max(0, training + predictions - written)

@@ -17,7 +17,7 @@ from .benchmarks.coco import draw_detections
 from .checks import disk_problems
 from .processes import locked, run_child
 from .report import PICTURE
-from .runs import ReproduceError, Run, RunFailed, Settings
+from .runs import ReproduceError, Run, RunFailed, Settings, read_result
 from .tables import load_table
 from .weights import describe_start
 
@@ -201,6 +201,7 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
                         hours=None, batch=None)
     return dict(
         **training, checkpoint=str(checkpoint), checkpoint_sha256=sha256(checkpoint),
+        start_sha256=sha256(run.start_file) if run.start_file else None,
         gpus=settings.gpus, device=_device(run), versions=versions(), commit=_commit(settings.root),
         cfg_options=settings.cfg_options, finished=datetime.now().isoformat(timespec='seconds'))
 
@@ -241,7 +242,7 @@ def _commit(root: Path) -> str:
 
 def _remaining(runs: list[Run]) -> str:
     """Return how long the unfinished runs may take, by the operations of the finished ones."""
-    finished = [json.loads(run.result_file.read_text()) for run in runs if run.finished]
+    finished = [read_result(run.result_file) for run in runs if run.finished]
     hours = sum(result['hours'] or 0 for result in finished)
     done = sum(_gflops(run) for run in runs if run.finished)
     left = sum(_gflops(run) for run in runs if not run.finished)

@@ -58,7 +58,7 @@ def write_report(folder: Path, runs: dict[Path, dict], configs: Path,
                for summary in summaries for record in _records(table, summary, counts[table])]
     write_atomically(folder / 'report.csv', _csv(records))
     write_atomically(folder / 'report.json', json.dumps(
-        dict(evaluated_on=_labels(results), cells=records, runs=results), indent=1))
+        dict(evaluated_on=labels_of(results), cells=records, runs=results), indent=1))
     write_atomically(folder / 'report.md', '\n\n'.join([
         _markdown(dataset, tables, results, counts), *_learning_curves(folder, runs),
         *_detections(folder, runs)]) + '\n')
@@ -71,7 +71,8 @@ def _complexity(table: int, configs: Path) -> dict[str, dict]:
     return {row['row']: row for row in compute_table(min(table, 3), configs, mmengine=False)}
 
 
-def _labels(results: list[dict]) -> list[str]:
+def labels_of(results: list[dict]) -> list[str]:
+    """Return what results were evaluated on, for people."""
     return list(dict.fromkeys(result['evaluated_on']['label'] for result in results))
 
 
@@ -125,7 +126,7 @@ def _introduction(dataset: str, results: list[dict], comparable: bool) -> str:
     paper = 'Zhang & Yang, arXiv 2102.00240'
     if not results:
         return f'No run is finished yet. The paper is {paper}.'
-    labels = '; '.join(_labels(results))
+    labels = '; '.join(labels_of(results))
     lines = [f'Evaluated on **{labels}**.']
     if comparable:
         lines.append('In every cell what was measured, its standard deviation over seeds if there '
@@ -185,7 +186,7 @@ def _cell(summary: Summary, metric: str, comparable: bool) -> str:
     difference = summary.difference(metric)
     beside = f'{summary.row.metrics[metric]:.{decimals}f}'
     if difference is not None:
-        beside += f', {_signed(difference, decimals)}'
+        beside += f', {signed(difference, decimals)}'
     return f'{text} ({beside})'
 
 
@@ -193,14 +194,15 @@ def _gain(summary: Summary, comparable: bool) -> str:
     if summary.paper_gain is None:
         return ''
     decimals = DECIMALS[TASKS[summary.row.table]]
-    text = NOT_RUN if summary.gain is None else _signed(summary.gain, decimals)
+    text = NOT_RUN if summary.gain is None else signed(summary.gain, decimals)
     if not comparable:
         return text
     arrow = '↓' if summary.paper_gain < 0 else '↑'
     return f'{text} ({arrow}{abs(summary.paper_gain):.{decimals}f})'
 
 
-def _signed(points: float, decimals: int) -> str:
+def signed(points: float, decimals: int) -> str:
+    """For people: a difference with its sign."""
     return f'{round(points, decimals) + 0:+.{decimals}f}'  # + 0 turns -0.0 into 0.0
 
 
@@ -256,5 +258,6 @@ def _or_dash(value) -> str:
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [header, ['---'] * len(header), *rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -142,6 +142,11 @@ class Run:
         if self.settings.starts:
             config.model.backbone.update(self.settings.starts[self.row.depth, self.row.attention])
 
+    @property
+    def start_file(self) -> Path | None:
+        """What ``make_start`` makes; None where the start is given."""
+        return None
+
     def make_start(self) -> None:
         """Make the file that the training starts from, if it is made here.
 
@@ -269,6 +274,6 @@ def _unknown_row(name: str, tables: list[int]) -> str:
     return f'Table {listed} has no row {name!r}: {nearest(name, rows)}'
 
 
-def plan_runs(rows: list[Row], seeds: int, settings: Settings) -> list[Run]:
+def plan_runs(rows: list[Row], seeds: int, settings: Settings, kind: type[Run] = Run) -> list[Run]:
     """Return every row with every seed: first all rows with seed 0, then all with seed 1, ..."""
-    return [Run(row, seed, settings) for seed in range(seeds) for row in rows]
+    return [kind(row, seed, settings) for seed in range(seeds) for row in rows]

@@ -38,7 +38,7 @@ class Row:
     """One row of a table.
 
     Attributes:
-        table: 1 to 4.
+        table: 1 to 4, or 0 for a row that is in none.
         detector: the paper's name of the detector; None for a classifier.
         backbone: 'ResNet-50' or 'ResNet-101'.
         attention: 'none', 'SE', 'CBAM', 'SGE', 'ECA' or 'SA'.

@@ -33,9 +33,8 @@ def _draw_differences(axes: Axes, study, rows: tuple, baseline, title: str) -> N
             if difference is None:
                 continue
             x, colour = position + offset, KIND_COLOURS[row.attention]
-            values, compared = study.values(row, task), study.values(baseline, task)
-            of_seeds = [100 * (values[seed] - compared[seed]) for seed in values.keys() & compared]
-            axes.plot([x + 0.08] * len(of_seeds), of_seeds, '.', color=colour, alpha=0.4)
+            for of_seed in difference.by_seed.values():
+                axes.plot(x + 0.08, of_seed, '.', color=colour, alpha=0.4)
             axes.errorbar(x, difference.mean, yerr=difference.margin, marker=marker, color=colour,
                           capsize=3)
     for task, marker in MARKERS.items():

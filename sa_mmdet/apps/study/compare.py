@@ -15,15 +15,15 @@ class Difference:
     Attributes:
         mean: over the seeds.
         margin: half the width of the interval; None for one seed, which has none.
-        seeds: number of pairs.
+        by_seed: the differences.
     """
 
     mean: float
     margin: float | None
-    seeds: int
+    by_seed: dict[int, float]
 
     @property
-    def exceeds_interval(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether 0 is outside the interval."""
         return self.margin is not None and abs(self.mean) > self.margin
 
@@ -34,11 +34,11 @@ def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> D
     Args:
         values, baseline: a metric by seed.
     """
-    differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
-    if not differences:
+    by_seed = {seed: value - baseline[seed] for seed, value in values.items() if seed in baseline}
+    if not by_seed:
         return None
-    count, margin = len(differences), None
+    count, margin = len(by_seed), None
     if count > 1:
-        error = statistics.stdev(differences) / math.sqrt(count)
+        error = statistics.stdev(by_seed.values()) / math.sqrt(count)
         margin = float(student.ppf((1 + LEVEL) / 2, count - 1) * error)
-    return Difference(statistics.fmean(differences), margin, count)
+    return Difference(statistics.fmean(by_seed.values()), margin, by_seed)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ...checkpoint.files import write_atomically
 from ..paper.curves import LogError, read_log
-from ..paper.report import markdown_table
-from ..paper.tables import Measured, over_seeds
+from ..paper.report import labels_of, markdown_table, signed
+from ..paper.tables import NAMES, Measured, over_seeds
 from .chart import draw_study
 from .compare import Difference, paired_difference
 from .runs import (
@@ -20,7 +20,8 @@ from .runs import (
     StudyRow,
 )
 
-TASKS = {'bbox': 'box AP', 'segm': 'mask AP'}
+PICTURE = 'study.png'
+TASKS = ('bbox', 'segm')
 COMPARISONS = (*((row, PLAIN) for row in FROM_SCRATCH[1:]), (CONVERTED, STAYS_PLAIN),
                (UNCONVERTED, STAYS_PLAIN), (CONVERTED, UNCONVERTED))
 OF_RUNS = ('row', 'seed', 'metrics', 'epochs', 'batch', 'hours', 'gpus', 'device', 'versions',
@@ -29,8 +30,10 @@ INTRODUCTION = (
     "Does attention help? Mask R-CNN R-50 on **{label}**: COCO's AP in percent, mean ± standard "
     'deviation over seeds. Differences are taken seed by seed, between runs with the same order of '
     'the data and the same initial weights but for the attention; in brackets is their 95 % '
-    "interval (Student's t). Bold ones exceed it. Where there is no difference at all, one "
-    'comparison in twenty exceeds its interval by chance.')
+    "interval (Student's t), and a difference is bold where that excludes 0. Here are {count} "
+    'intervals. Without any true difference one in twenty excludes 0 by chance, and they are not '
+    'independent: those of one table share their baseline, those of boxes and masks their runs. '
+    'They tell how sure the mean over seeds is on these test images, not on others.')
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Study:
 
     Attributes:
         results: contents of the result.json files.
-        curves: AP in [0, 1] by row, seed, task and epoch, of what was validated in training.
+        curves: AP in [0, 1] by row, seed, task and epoch, of the rows that are validated in
+            training; the last epoch's is that of the result.
     """
 
     results: list[dict]
@@ -62,8 +66,14 @@ class Study:
     def curve(self, row: StudyRow, task: str) -> dict[int, Measured]:
         """Return the AP of a row, in percent, by epoch; epoch 0 is the start."""
         of_seeds = [curve[task] for curve in self.curves.get(row.name, {}).values()]
-        epochs = sorted(set.intersection(*map(set, of_seeds))) if of_seeds else []
-        return {epoch: over_seeds([curve[epoch] for curve in of_seeds]) for epoch in epochs}
+        epochs = sorted({epoch for curve in of_seeds for epoch in curve})
+        return {epoch: over_seeds([curve[epoch] for curve in of_seeds if epoch in curve])
+                for epoch in epochs}
+
+    def differences(self) -> list[tuple[StudyRow, StudyRow, str, Difference]]:
+        """Return what is compared: row, baseline, task and their difference."""
+        return [(row, baseline, task, found) for row, baseline in COMPARISONS for task in TASKS
+                if (found := self.difference(row, baseline, task))]
 
 
 def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
@@ -80,15 +90,28 @@ def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
     study = read_study(runs)
     for name, content in _texts(study).items():
         write_atomically(folder / name, content)
-    write_atomically(folder / 'study.png', draw_study(study))
+    write_atomically(folder / PICTURE, draw_study(study))
     return folder / 'report.md'
 
 
 def report_problems(folder: Path, runs: dict[Path, dict]) -> list[str]:
-    """Return which files of a report are not what the files of the runs give."""
-    return [f'{folder / name} is not what the files of the runs give: write it again by --report'
-            for name, content in _texts(read_study(runs)).items()
-            if not (folder / name).is_file() or (folder / name).read_text() != content]
+    """Return what is wrong with a report: files that are missing or not what the runs' files give,
+    and networks that went on from another checkpoint than their plain one's.
+    """
+    problems = [
+        f'{path} is not what the files of the runs give: write it again by --report'
+        for path, content in ((folder / name, content.encode()) for name, content in
+                              _texts(read_study(runs)).items())
+        if not path.is_file() or path.read_bytes() != content]
+    if not (folder / PICTURE).is_file():
+        problems.append(f'{folder / PICTURE} does not exist: draw it by --report')
+    plain = {result['seed']: result['checkpoint_sha256'] for result in runs.values()
+             if result['row'] == PLAIN.name}
+    return problems + [
+        f'{result["row"]} seed {result["seed"]} did not go on from what {PLAIN.name} seed '
+        f'{result["seed"]} ended with: remove its folder, and the same command trains it again'
+        for result in runs.values() if ROWS[result['row']].continued
+        and result.get('start_sha256') != plain.get(result['seed'])]
 
 
 def read_study(runs: dict[Path, dict]) -> Study:
@@ -98,20 +121,23 @@ def read_study(runs: dict[Path, dict]) -> Study:
                      key=lambda run: (order.index(run[1]['row']), run[1]['seed']))
     curves = {}
     for place, result in ordered:
-        if curve := _curve(place):
-            curves.setdefault(result['row'], {})[result['seed']] = curve
+        if ROWS[result['row']].continued:
+            curves.setdefault(result['row'], {})[result['seed']] = _curve(place, result)
     return Study([result for _, result in ordered], curves)
 
 
-def _curve(place: Path) -> dict[str, dict[int, float]]:
-    """AP by task and epoch; empty where nothing was validated."""
+def _curve(place: Path, result: dict) -> dict[str, dict[int, float]]:
+    """AP by task and epoch; of what is not in the log, such as a lost one, that of the end alone.
+
+    CocoMetric logs nothing where nothing is detected: that is an AP of 0.
+    """
     try:
         validation = read_log(place).validation
     except LogError:
-        return {}
-    curve = {task: {epoch: metrics[f'coco/{task}_mAP'] for epoch, metrics in validation.items()
-                    if f'coco/{task}_mAP' in metrics} for task in TASKS}
-    return curve if all(curve.values()) else {}
+        validation = {}
+    return {task: {epoch: metrics.get(f'coco/{task}_mAP', 0.) for epoch, metrics in
+                   validation.items()} | {result['epochs']: result['metrics'][task]['AP']}
+            for task in TASKS}
 
 
 def _texts(study: Study) -> dict[str, str]:
@@ -121,24 +147,20 @@ def _texts(study: Study) -> dict[str, str]:
 
 def _content(study: Study) -> dict:
     differences = [
-        dict(row=row.name, baseline=baseline.name, metric=name, mean=found.mean,
-             margin=found.margin, seeds=found.seeds, exceeds_interval=found.exceeds_interval)
-        for row, baseline in COMPARISONS for task, name in TASKS.items()
-        if (found := study.difference(row, baseline, task))]
-    return dict(study='shapes', evaluated_on=_labels(study), differences=differences,
+        dict(row=row.name, baseline=baseline.name, metric=NAMES[task], mean=found.mean,
+             margin=found.margin, by_seed=found.by_seed, excludes_zero=found.excludes_zero)
+        for row, baseline, task, found in study.differences()]
+    return dict(study='shapes', evaluated_on=labels_of(study.results), differences=differences,
                 curves=study.curves,
                 runs=[{key: result[key] for key in OF_RUNS} for result in study.results])
-
-
-def _labels(study: Study) -> list[str]:
-    return list(dict.fromkeys(result['evaluated_on']['label'] for result in study.results))
 
 
 def _markdown(study: Study) -> str:
     if not study.results:
         return '# The study\n\nNo run is finished yet.\n'
     return '\n\n'.join([
-        '# Shuffle attention on drawn shapes', INTRODUCTION.format(label='; '.join(_labels(study))),
+        '# Shuffle attention on drawn shapes', INTRODUCTION.format(
+            label='; '.join(labels_of(study.results)), count=len(study.differences())),
         '## From scratch', _table(study, FROM_SCRATCH, COMPARISONS[:5]),
         '## Going on from the plain network', _table(study, CONTINUED, COMPARISONS[5:7]),
         _conversion(study), *_by_epoch(study), '![differences, and AP by epoch](study.png)',
@@ -148,7 +170,7 @@ def _markdown(study: Study) -> str:
 def _table(study: Study, rows: tuple[StudyRow, ...], comparisons: tuple) -> str:
     baselines = dict(comparisons)
     baseline = next(iter(baselines.values()))
-    header = ['', 'seeds', *(f'{name}{more}' for name in TASKS.values()
+    header = ['', 'seeds', *(f'{NAMES[task]}{more}' for task in TASKS
                              for more in ('', f' minus {baseline.label}'))]
     lines = []
     for row in rows:
@@ -167,31 +189,38 @@ def told(difference: Difference | None) -> str:
     if difference is None:
         return 'not run'
     if difference.margin is None:
-        return f'{difference.mean:+.1f} (one seed)'
-    low, high = difference.mean - difference.margin, difference.mean + difference.margin
-    mark = '**' if difference.exceeds_interval else ''
-    return f'{mark}{difference.mean:+.1f}{mark} [{low:+.1f}, {high:+.1f}]'
+        return f'{signed(difference.mean, 1)} (one seed)'
+    mean, low, high = (signed(difference.mean + part * difference.margin, 1) for part in (0, -1, 1))
+    mark = '**' if difference.excludes_zero else ''
+    return f'{mark}{mean}{mark} [{low}, {high}]'
 
 
 def _conversion(study: Study) -> str:
     row, baseline = COMPARISONS[-1]
-    differences = ', '.join(f'{name} {told(study.difference(row, baseline, task))}'
-                            for task, name in TASKS.items())
+    differences = ', '.join(f'{NAMES[task]} {told(study.difference(row, baseline, task))}'
+                            for task in TASKS)
     return f'At the end, converted minus as they are: {differences}.'
 
 
 def _by_epoch(study: Study) -> list[str]:
     """Return tables of the AP that the continued networks start from, and go through."""
     parts = []
-    for task, name in TASKS.items():
+    for task in TASKS:
         curves = {row: study.curve(row, task) for row in CONTINUED}
         epochs = sorted({epoch for curve in curves.values() for epoch in curve})
         if epochs:
-            lines = [[row.label, *(curve[e].text(1) if e in curve else 'not run' for e in epochs)]
+            lines = [[row.label, *(_point(study, row, task, curve.get(epoch)) for epoch in epochs)]
                      for row, curve in curves.items()]
-            header = [f'{name} by epoch', *('start' if e == 0 else str(e) for e in epochs)]
+            header = [f'{NAMES[task]} by epoch', *('start' if e == 0 else str(e) for e in epochs)]
             parts.append(markdown_table(header, lines))
     return parts
+
+
+def _point(study: Study, row: StudyRow, task: str, point: Measured | None) -> str:
+    seeds = len(study.values(row, task))
+    if point is None:
+        return 'lost' if seeds else 'not run'
+    return point.text(1) + (f' ({point.seeds} of {seeds} seeds)' if point.seeds < seeds else '')
 
 
 def _runs(study: Study) -> str:

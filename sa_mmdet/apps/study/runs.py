@@ -1,4 +1,5 @@
 """The runs of the study: six networks from one start, and three ways to go on from one of them."""
+import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
 from ...checkpoint.files import atomic_file
-from ..paper.runs import Run, RunFailed, Settings, match_rows, nearest
+from ...checkpoint.read import is_whole
+from ..paper.runs import Run, RunFailed, match_rows, nearest
 from ..paper.tables import Row
 
 
@@ -89,16 +91,17 @@ class StudyRun(Run):
         """Draw the weights to start from, which a run that goes on finds.
 
         Raises:
-            RunFailed: the run that this one continues has no result.
+            RunFailed: the run that this one continues has no checkpoint.
         """
-        if self.start_file.is_file():
+        if is_whole(self.start_file):
             return
+        plain = StudyRun(PLAIN, self.seed, self.settings)
         if self.row.continued:
-            raise RunFailed(f'{self.name} continues {PLAIN.name} seed {self.seed}, which is not '
-                            f'trained: {self.start_file} does not exist. Run that again first')
+            raise RunFailed(f'{self.name} goes on from {plain.name}, whose last checkpoint, '
+                            f'{self.start_file}, is missing or damaged: remove '
+                            f'{plain.result_file}, and the same command trains it again')
         self.start_file.parent.mkdir(parents=True, exist_ok=True)
-        weights = initial_weights(self.config, self.seed)
-        weights |= initial_weights(StudyRun(PLAIN, self.seed, self.settings).config, self.seed)
+        weights = initial_weights(self.config, self.seed) | initial_weights(plain.config, self.seed)
         with atomic_file(self.start_file) as file:
             torch.save(dict(state_dict=weights), file)
 
@@ -107,7 +110,7 @@ def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
     """Return the random weights that a config's model has with a seed, but for its ``init_cfg``."""
     init_default_scope('mmdet')
     set_random_seed(seed)
-    model = MODELS.build(dict(config.model, init_cfg=None))
+    model = MODELS.build(dict(copy.deepcopy(config.model), init_cfg=None))
     logging.disable(logging.INFO)  # MMEngine tells how each parameter was drawn
     try:
         model.init_weights()
@@ -116,14 +119,11 @@ def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def plan_study(patterns: list[str], seeds: int, settings: Settings) -> list[StudyRun]:
-    """Return the chosen rows with every seed: all rows with seed 0, then all with seed 1, ...
+def study_rows(patterns: list[str]) -> list[StudyRow]:
+    """Return the rows of the study, the plain network first where another continues it.
 
     Args:
-        patterns: names of rows, '*' and '?' allowed; none is all. The plain network comes first
-            where another continues it.
-        seeds: their number.
-        settings: of the runs.
+        patterns: names of rows, '*' and '?' allowed; none is all.
 
     Raises:
         ReproduceError: a pattern is no row of the study.
@@ -132,4 +132,4 @@ def plan_study(patterns: list[str], seeds: int, settings: Settings) -> list[Stud
         f'the study has no row {pattern!r}: {nearest(pattern, list(ROWS))}'))
     if any(row.continued for row in rows) and PLAIN not in rows:
         rows = [PLAIN, *rows]
-    return [StudyRun(row, seed, settings) for seed in range(seeds) for row in rows]
+    return rows

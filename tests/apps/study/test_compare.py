@@ -8,17 +8,17 @@ def test_textbook_example():
     """Student's interval of 1, 2, 3, 4, 5: 3 ± 2.776 · √2.5 / √5."""
     found = paired_difference(dict(enumerate([11., 22., 33., 44., 55.])),
                               dict(enumerate([10., 20., 30., 40., 50.])))
-    assert (found.mean, found.seeds) == (3, 5)
+    assert (found.mean, len(found.by_seed)) == (3, 5)
     assert found.margin == pytest.approx(2.776 * np.sqrt(2.5) / np.sqrt(5), rel=1e-3)
-    assert found.exceeds_interval
+    assert found.excludes_zero
 
 
 def test_pairs_are_of_the_same_seed():
     """What both share from seed to seed is no noise of their difference."""
     found = paired_difference({0: 11., 1: 31., 2: 21.5}, {2: 20., 1: 30., 0: 10., 7: 99.})
-    assert found.seeds == 3
+    assert found.by_seed == {0: 1, 1: 1, 2: 1.5}
     assert found.margin < 1
-    assert found.exceeds_interval
+    assert found.excludes_zero
 
 
 @pytest.mark.parametrize(('values', 'baseline'), [({}, {0: 1.}), ({0: 1.}, {1: 1.})])
@@ -28,7 +28,7 @@ def test_nothing_in_common(values, baseline):
 
 def test_one_seed_has_no_interval():
     found = paired_difference({0: 2.}, {0: 1.})
-    assert (found.mean, found.margin, found.exceeds_interval) == (1, None, False)
+    assert (found.mean, found.margin, found.excludes_zero) == (1, None, False)
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():

@@ -9,6 +9,7 @@ from sa_mmdet.apps.study.runs import CONTINUED, FROM_SCRATCH, ROWS
 
 AP = dict(zip((row.name for row in (*FROM_SCRATCH, *CONTINUED)),
               (0.40, 0.41, 0.42, 0.40, 0.41, 0.43, 0.50, 0.52, 0.45), strict=True))
+MIDDLE = 0.3
 STARTS = {'mask-rcnn_r50_continued': 0.4, 'mask-rcnn_sa-r50_converted': 0.4,
           'mask-rcnn_sa-r50_unconverted': 0.01}
 SPREAD = (0., 0.02, 0.01)
@@ -22,6 +23,7 @@ def result(row, seed, **changes):
     return dict(
         row=row, seed=seed, metrics=metrics, epochs=2, batch=8, hours=0.1, gpus=0, device='CPU',
         versions=dict(torch='2.13.0'), commit='abc', cfg_options={},
+        checkpoint_sha256=f'{row}{seed}', start_sha256=f'mask-rcnn_r50{seed}',
         evaluated_on=dict(label='500 drawn images', images=500)) | changes
 
 
@@ -34,7 +36,7 @@ def finished(folder, seeds=3, rows=tuple(ROWS)):
             runs[place] = result(row, seed)
             if row in STARTS and not place.exists():
                 write_lines(place, *(
-                    line for epoch, ap in enumerate((STARTS[row], AP[row])) for line in (
+                    line for epoch, ap in enumerate((STARTS[row], MIDDLE)) for line in (
                         [iteration(epoch, 1)] if epoch else []) + [
                             validation(epoch, ap) | {'coco/segm_mAP': ap}]))
     return runs
@@ -51,14 +53,11 @@ def test_means_and_paired_differences(tmp_path):
     assert line(markdown, 'no attention').startswith('| no attention | 3 | 41.0 ± 1.0 |  | 31.0')
     # seed by seed 3.0, 3.1 and 3.2
     assert '| 44.1 ± 1.1 | **+3.1** [+2.9, +3.3] |' in line(markdown, 'SA')
-    assert '| +0.0 [+0.0, +0.0] |' not in line(markdown, 'SE')
-    assert '**-5.' not in line(markdown, 'ECA')
     assert '**-4.9** [-5.1, -4.7]' in line(markdown, 'SA, weights as they are')
     assert 'converted minus as they are: box AP **+7.0** [+7.0, +7.0]' in markdown
-    assert line(markdown, 'box AP by epoch') == '| box AP by epoch | start | 1 |'
-    starts = [text for text in markdown.splitlines() if text.startswith('| SA, weights') and (
-        text.count('|') == 4)]
-    assert [text.split('|')[2].strip() for text in starts[:2]] == ['40.0 ± 0.0', '1.0 ± 0.0']
+    assert '| box AP by epoch | start | 1 | 2 |' in markdown
+    assert '| SA, weights converted | 40.0 ± 0.0 | 30.0 ± 0.0 | 53.1 ± 1.1 |' in markdown
+    assert '| SA, weights as they are | 1.0 ± 0.0 | 30.0 ± 0.0 | 46.1 ± 1.1 |' in markdown
     assert '| 2 | 8 | CPU | torch 2.13.0 | abc | – | 27 | 2.70 |' in markdown
     assert cv2.imread(str(tmp_path / 'report/study.png')) is not None
 
@@ -70,8 +69,9 @@ def test_json_has_every_figure_of_every_seed(tmp_path):
     assert {run['metrics']['segm']['APs'] for run in content['runs']} == {0.1}
     found = {(d['row'], d['baseline'], d['metric']): d for d in content['differences']}
     assert len(found) == 8 * 2
-    assert found['mask-rcnn_sa-r50', 'mask-rcnn_r50', 'mask AP']['exceeds_interval']
-    assert content['curves']['mask-rcnn_sa-r50_unconverted']['0']['bbox'] == {'0': 0.01, '1': 0.45}
+    assert found['mask-rcnn_sa-r50', 'mask-rcnn_r50', 'mask AP']['excludes_zero']
+    assert content['curves']['mask-rcnn_sa-r50_unconverted']['0']['bbox'] == {
+        '0': 0.01, '1': 0.3, '2': 0.45}
 
 
 def test_noise_is_not_bold(tmp_path):
@@ -88,7 +88,7 @@ def test_noise_is_not_bold(tmp_path):
     (0, tuple(ROWS), ['No run is finished yet']),
     (1, tuple(ROWS), ['| 43.0 | +3.0 (one seed) |', '| 9 | 0.90 |']),
     (2, ('mask-rcnn_sa-r50', ), ['| SA | 2 | 44.0 ± 1.5 | not run |', '| SE | 0 | not run |']),
-    (2, ('mask-rcnn_r50_continued', ), ['not run', 'box AP by epoch']),
+    (2, ('mask-rcnn_r50_continued', ), ['| SA, weights converted | not run | not run | not run |']),
 ], ids=['nothing', 'one seed', 'no baseline', 'one curve'])
 def test_what_is_not_run_is_told(tmp_path, seeds, rows, parts):
     markdown = write_study(tmp_path / 'report', finished(tmp_path, seeds, rows)).read_text()
@@ -107,6 +107,25 @@ def test_a_report_that_is_not_of_the_runs_is_found(tmp_path):
     path.write_text(text)
     runs.popitem()
     assert len(report_problems(tmp_path / 'report', runs)) == 2
+    (tmp_path / 'report/study.png').unlink()
+    path.write_bytes(b'\xff')
+    assert len(report_problems(tmp_path / 'report', runs)) == 3
+
+
+def test_a_plain_network_that_was_trained_again_is_found(tmp_path):
+    runs = finished(tmp_path, rows=('mask-rcnn_r50', 'mask-rcnn_sa-r50_converted'))
+    runs[tmp_path / 'mask-rcnn_r50/seed1']['checkpoint_sha256'] = 'another'
+    write_study(tmp_path / 'report', runs)
+    problem, = report_problems(tmp_path / 'report', runs)
+    assert problem.startswith('mask-rcnn_sa-r50_converted seed 1 did not go on from')
+
+
+def test_nothing_detected_is_an_ap_of_0_and_a_lost_log_hides_no_other_seed(tmp_path):
+    row = 'mask-rcnn_sa-r50_unconverted'
+    for seed, lines in enumerate([(dict(step=0, time=0.1), iteration(1, 1)), ()]):
+        write_lines(tmp_path / row / f'seed{seed}', *lines)
+    markdown = write_study(tmp_path / 'report', finished(tmp_path, 2, (row, ))).read_text()
+    assert '| SA, weights as they are | 0.0 (1 of 2 seeds) | 46.0 ± 1.5 |' in markdown
 
 
 def test_the_order_of_the_files_does_not_matter(tmp_path):

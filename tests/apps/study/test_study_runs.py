@@ -9,8 +9,8 @@ from mmengine.registry import init_default_scope
 
 from coco import CONFIGS
 from sa_mmdet.apps.datasets.textured import CLASSES
-from sa_mmdet.apps.paper.runs import ReproduceError, RunFailed, Settings
-from sa_mmdet.apps.study.runs import FROM_SCRATCH, PLAIN, ROWS, StudyRun, plan_study
+from sa_mmdet.apps.paper.runs import ReproduceError, RunFailed, Settings, plan_runs
+from sa_mmdet.apps.study.runs import FROM_SCRATCH, PLAIN, ROWS, StudyRun, study_rows
 from sa_mmdet.checkpoint import read_checkpoint
 
 
@@ -41,7 +41,7 @@ def features(model):
 
 
 def test_rows_and_their_order(settings):
-    names = [each.name for each in plan_study([], 2, settings)]
+    names = [each.name for each in plan_runs(study_rows([]), 2, settings, StudyRun)]
     assert len(names) == 18
     assert names[:9] == [f'{name} seed 0' for name in (
         'mask-rcnn_r50', 'mask-rcnn_se-r50', 'mask-rcnn_eca-r50', 'mask-rcnn_sge-r50',
@@ -54,13 +54,13 @@ def test_rows_and_their_order(settings):
     (['*_converted'], ['mask-rcnn_r50', 'mask-rcnn_sa-r50_converted']),
     (['*_continued', 'mask-rcnn_r50'], ['mask-rcnn_r50', 'mask-rcnn_r50_continued']),
 ], ids=str)
-def test_what_is_continued_comes_first(patterns, rows, settings):
-    assert [each.row.name for each in plan_study(patterns, 1, settings)] == rows
+def test_what_is_continued_comes_first(patterns, rows):
+    assert [row.name for row in study_rows(patterns)] == rows
 
 
-def test_unknown_row(settings):
+def test_unknown_row():
     with pytest.raises(ReproduceError, match=r'no row .*_convert.*: did you mean .*_converted'):
-        plan_study(['mask-rcnn_sa-r50_convert'], 1, settings)
+        study_rows(['mask-rcnn_sa-r50_convert'])
 
 
 @pytest.mark.parametrize('row', FROM_SCRATCH, ids=lambda row: row.label)
@@ -71,13 +71,13 @@ def test_config(row):
     head = config.model.roi_head
     assert head.bbox_head.num_classes == head.mask_head.num_classes == len(CLASSES)
     block = build(config).backbone.layer1[0]
-    assert getattr(block, row.attention.lower(), None) is not None or row is PLAIN
+    assert hasattr(block, row.attention.lower()) == (row is not PLAIN)
 
 
 def test_all_rows_of_a_seed_start_from_the_same_weights(settings):
     states = {}
-    for name in ('mask-rcnn_r50', 'mask-rcnn_se-r50', 'mask-rcnn_sa-r50'):
-        study_run = run(name, settings)
+    for row in FROM_SCRATCH:
+        name, study_run = row.name, StudyRun(row, 0, settings)
         study_run.make_start()
         states[name] = loaded(study_run).state_dict()
     plain = states.pop('mask-rcnn_r50')
@@ -98,7 +98,7 @@ def test_a_start_is_drawn_once_and_alike(settings):
     before = study_run.start_file.stat().st_mtime_ns
     study_run.make_start()
     assert study_run.start_file.stat().st_mtime_ns == before
-    study_run.start_file.unlink()
+    study_run.start_file.write_bytes(b'damaged')
     torch.rand(7)
     study_run.make_start()
     again = read_checkpoint(study_run.start_file)['state_dict']
@@ -126,7 +126,7 @@ def test_only_converted_weights_compute_what_the_plain_network_did(settings):
 
 
 def test_what_is_not_trained_cannot_be_continued(settings):
-    with pytest.raises(RunFailed, match='continues mask-rcnn_r50 seed 0, which is not trained'):
+    with pytest.raises(RunFailed, match=r'goes on from mask-rcnn_r50 seed 0, whose .* missing'):
         run('mask-rcnn_sa-r50_converted', settings).make_start()
 
 

@@ -16,10 +16,10 @@ class Shapes(Coco):
     work_dir = Path('work_dirs/study')
     bytes_of_predictions = {'bbox': 3_000_000, 'segm': 5_000_000}
     kept_checkpoints = 1
-    bytes_per_parameter = 12  # AdamW's
+    bytes_per_parameter = 16  # AdamW's, and those of the start
 
     def prepare(self, data_root: Path) -> None:
-        if not data_root.exists():
+        if not textured_shapes().is_in(data_root):
             print(f'drawing 2,500 images into {data_root}, which takes about a minute', flush=True)
         textured_shapes().write(data_root)
 
@@ -27,7 +27,7 @@ class Shapes(Coco):
         data_root = Path(config.test_dataloader.dataset.data_root)
         if problem := textured_shapes().problem(data_root):
             yield problem
-        elif data_root.exists():
+        elif textured_shapes().is_in(data_root):
             yield from super().data_problems(config, splits)
 
     def describe(self, config: Config) -> dict:
