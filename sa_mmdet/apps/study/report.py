@@ -98,19 +98,20 @@ def report_problems(folder: Path, runs: dict[Path, dict]) -> list[str]:
     """Return what is wrong with a report: files that are missing or not what the runs' files give,
     and networks that went on from another checkpoint than their plain one's.
     """
+    study = read_study(runs)
     problems = [
         f'{path} is not what the files of the runs give: write it again by --report'
         for path, content in ((folder / name, content.encode()) for name, content in
-                              _texts(read_study(runs)).items())
+                              _texts(study).items())
         if not path.is_file() or path.read_bytes() != content]
     if not (folder / PICTURE).is_file():
         problems.append(f'{folder / PICTURE} does not exist: draw it by --report')
-    plain = {result['seed']: result['checkpoint_sha256'] for result in runs.values()
+    plain = {result['seed']: result['checkpoint_sha256'] for result in study.results
              if result['row'] == PLAIN.name}
     return problems + [
         f'{result["row"]} seed {result["seed"]} did not go on from what {PLAIN.name} seed '
         f'{result["seed"]} ended with: remove its folder, and the same command trains it again'
-        for result in runs.values() if ROWS[result['row']].continued
+        for result in study.results if ROWS[result['row']].continued
         and result.get('start_sha256') != plain.get(result['seed'])]
 
 
@@ -147,8 +148,8 @@ def _texts(study: Study) -> dict[str, str]:
 
 def _content(study: Study) -> dict:
     differences = [
-        dict(row=row.name, baseline=baseline.name, metric=NAMES[task], mean=found.mean,
-             margin=found.margin, by_seed=found.by_seed, excludes_zero=found.excludes_zero)
+        dict(row=row.name, baseline=baseline.name, metric=NAMES[task], mean=round(found.mean, 6),
+             margin=found.margin and round(found.margin, 6), excludes_zero=found.excludes_zero)
         for row, baseline, task, found in study.differences()]
     return dict(study='shapes', evaluated_on=labels_of(study.results), differences=differences,
                 curves=study.curves,
