@@ -44,8 +44,8 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
     """
     image = _background(rng)
     shapes = []
-    for _ in range(rng.integers(3, 7)):
-        size = SMALLEST + (LARGEST - SMALLEST) * np.sqrt(rng.random())  # more large ones
+    for _ in range(rng.integers(2, 6)):
+        size = SMALLEST + (LARGEST - SMALLEST) * np.cbrt(rng.random())  # more large ones
         kinds = DISTRACTORS if rng.random() < DISTRACTOR_SHARE else tuple(OUTLINES)
         outline = str(rng.choice(kinds))
         texture = str(rng.choice(TEXTURES))
