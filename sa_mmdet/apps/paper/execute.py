@@ -242,7 +242,7 @@ def _commit(root: Path) -> str:
 
 def _remaining(runs: list[Run]) -> str:
     """Return how long the unfinished runs may take, by the operations of the finished ones."""
-    finished = [read_result(run.result_file) for run in runs if run.finished]
+    finished = [read_result(run.result_file, ('hours', )) for run in runs if run.finished]
     hours = sum(result['hours'] or 0 for result in finished)
     done = sum(_gflops(run) for run in runs if run.finished)
     left = sum(_gflops(run) for run in runs if not run.finished)
