@@ -145,6 +145,7 @@ def test_dry_run_draws_nothing(tmp_path, run_tool):
 
 def test_a_folder_of_something_else_is_refused(tmp_path, run_tool):
     (tmp_path / 'd').mkdir()
+    (tmp_path / 'd/notes.txt').touch()
     code, output = run_tool('reproduce', *command(tmp_path / 'w', tmp_path / 'd')[2:])
     assert code not in (0, None)
     assert 'd exists and is not the data set of textured shapes' in output
