@@ -42,10 +42,11 @@ def test_two_iterations_are_under_the_floor_and_a_second_run_goes_on(tmp_path):
 
 def test_folder_of_something_else(tmp_path):
     (tmp_path / 'data/shapes').mkdir(parents=True)
+    (tmp_path / 'data/shapes/notes.txt').touch()
     result = run(tmp_path)
     assert result.returncode == 1
     assert result.stdout.endswith('remove it, or choose another folder\n')
-    assert 'error: data/shapes exists and is not the shapes data set' in result.stdout
+    assert 'error: data/shapes exists and is not the data set of drawn shapes' in result.stdout
     assert 'Traceback' not in result.stdout
 
 
