@@ -29,11 +29,13 @@ OF_RUNS = ('row', 'seed', 'metrics', 'epochs', 'batch', 'hours', 'gpus', 'device
 INTRODUCTION = (
     "Does attention help? Mask R-CNN R-50 on **{label}**: COCO's AP in percent, mean ± standard "
     'deviation over seeds. Differences are taken seed by seed, between runs with the same order of '
-    'the data and the same initial weights but for the attention; in brackets is their 95 % '
-    "interval (Student's t), and a difference is bold where that excludes 0. Here are {count} "
-    'intervals. Without any true difference one in twenty excludes 0 by chance, and they are not '
-    'independent: those of one table share their baseline, those of boxes and masks their runs. '
-    'They tell how sure the mean over seeds is on these test images, not on others.')
+    'the data and the same initial weights but for the attention. {intervals}')
+INTERVALS = (
+    "In brackets is their 95 % interval (Student's t); a difference is bold where that excludes 0. "
+    'Here are {count} intervals. Without any true difference one in twenty excludes 0 by chance, '
+    'and they are not independent: those of one table share their baseline, those of boxes and '
+    'masks their runs. They tell how sure the mean over seeds is on these test images, not on '
+    'others.')
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,11 @@ def _content(study: Study) -> dict:
 def _markdown(study: Study) -> str:
     if not study.results:
         return '# The study\n\nNo run is finished yet.\n'
+    count = sum(found.margin is not None for *_, found in study.differences())
     return '\n\n'.join([
         '# Shuffle attention on drawn shapes', INTRODUCTION.format(
-            label='; '.join(labels_of(study.results)), count=len(study.differences())),
+            label='; '.join(labels_of(study.results)),
+            intervals=INTERVALS.format(count=count) if count else 'One seed gives no interval.'),
         '## From scratch', _table(study, FROM_SCRATCH, COMPARISONS[:5]),
         '## Going on from the plain network', _table(study, CONTINUED, COMPARISONS[5:7]),
         _conversion(study), *_by_epoch(study), '![differences, and AP by epoch](study.png)',

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import cv2
 import pytest
 
 from logs import iteration, validation, write_lines
+from sa_mmdet.apps.paper.runs import read_result
 from sa_mmdet.apps.study.report import report_problems, write_study
 from sa_mmdet.apps.study.runs import CONTINUED, FROM_SCRATCH, ROWS
 
@@ -132,3 +134,10 @@ def test_the_order_of_the_files_does_not_matter(tmp_path):
     runs = finished(tmp_path)
     write_study(tmp_path / 'report', runs)
     assert report_problems(tmp_path / 'report', dict(reversed(runs.items()))) == []
+
+
+def test_the_report_that_is_kept_is_of_the_results_that_are_kept():
+    folder = Path(__file__).parents[3] / 'benchmarks/study'
+    runs = {path.parent: read_result(path) for path in folder.glob('*/seed*/result.json')}
+    assert runs
+    assert report_problems(folder / 'report', runs) == []
