@@ -44,7 +44,7 @@ def _draw_differences(axes: Axes, study, rows: tuple, baseline, title: str) -> N
     axes.set_ylabel(f'AP minus {baseline.label} (points)')
     axes.set_title(title, loc='left')
     axes.legend(frameon=False, loc='best', fontsize='small')
-    axes.margins(x=0.15)
+    axes.set_xlim(-0.5, len(rows) - 0.5)
     style(axes)
 
 
