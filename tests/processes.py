@@ -1,5 +1,6 @@
 """Processes that work as one, over gloo on the CPU, and those that are killed."""
 import multiprocessing
+import subprocess
 import time
 
 import torch
@@ -34,6 +35,13 @@ def _work(rank, folder, function, args):
     torch.save(function(rank, *args), f'{folder}/{rank}.pth')
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
+
+
+def output_of(command):
+    """What a command prints, which has to succeed."""
+    done = subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
 
 
 def wait_for(path, process, seconds=240):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from coco import small_coco
-from processes import wait_for, wait_until_free
+from processes import output_of, wait_for, wait_until_free
 from sa_mmdet.apps.paper.curves import read_log
 from sa_mmdet.checkpoint import read_checkpoint
 
@@ -45,10 +45,7 @@ def command(work_dir, coco_root, *args):
 
 
 def run(work_dir, coco_root):
-    done = subprocess.run(command(work_dir, coco_root), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+    return output_of(command(work_dir, coco_root))
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from processes import wait_for, wait_until_free
+from processes import output_of, wait_for, wait_until_free
 from sa_mmdet.apps.datasets.textured import textured_shapes
 from sa_mmdet.apps.paper.runs import Settings
 from sa_mmdet.apps.study.runs import ROWS, StudyRun
@@ -43,10 +43,7 @@ def command(work_dir, data_root, *args):
 
 
 def run(work_dir, data_root):
-    done = subprocess.run(command(work_dir, data_root), text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT)
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
+    return output_of(command(work_dir, data_root))
 
 
 @pytest.fixture(scope='module')

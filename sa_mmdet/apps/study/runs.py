@@ -2,6 +2,7 @@
 import copy
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -68,7 +69,7 @@ class StudyRun(Run):
     only the attention's are their own. The others start from the last checkpoint of the plain one.
     """
 
-    @property
+    @cached_property
     def start_file(self) -> Path:
         """What the training starts from."""
         if self.row.continued:
