@@ -122,7 +122,7 @@ def _deploy_weights(build: Callable[[], nn.Module], state_dict: StateDict, prefi
     if is_deployed(own) or not any(key.startswith('layer') for key in own):
         return
     with torch.random.fork_rng(devices=[]):  # building draws numbers
-        trained = build()
+        trained = build().double()  # one rounding, when the network copies the result
         missing, unexpected = trained.load_state_dict(own, strict=False)
         missing = [key for key in missing if not key.endswith('num_batches_tracked')]
         if missing:

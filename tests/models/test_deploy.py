@@ -179,28 +179,27 @@ def test_names_in_a_detector():
                          ids=['torch', 'mmengine'])
 def test_deployed_backbone_loads_all_weights(load):
     """Deployed, trained, and of a plain ResNet, under a prefix too."""
-    trained, plain = randomised(SAResNet(50, **SLIM)), randomised(ResNet(50, base_channels=16))
-    model = nn.Module()
-    model.backbone = MODELS.build(dict(type='SAResNet', depth=50, deploy=True, **SLIM))
+    trained, plain = (randomised(network).double() for network in
+                      (SAResNet(50, **SLIM), ResNet(50, base_channels=16)))
+    model, x = nn.Module(), image(64, torch.float64)
+    model.backbone = MODELS.build(dict(type='SAResNet', depth=50, deploy=True, **SLIM)).double()
     for network, source in ((trained, for_deployment(trained)), (trained, trained),
                             (plain, plain)):
         load(model, {f'backbone.{key}': value for key, value in source.state_dict().items()})
         model.eval()
-        for a, e in zip(features(model.backbone, image()), features(network, image()),
-                        strict=True):
-            assert (a - e).abs().max() <= 1e-5 * e.abs().max()
+        for a, e in zip(features(model.backbone, x), features(network, x), strict=True):
+            assert (a - e).abs().max() <= 1e-12 * e.abs().max()
 
 
 @pytest.mark.parametrize('layer', ['EfficientChannelAttention', 'SqueezeExcitation', 'CBAM'])
 def test_deployed_backbone_with_other_attention(layer):
     cfg = dict(type='AttentionResNet', depth=50, attention=layer, base_channels=16)
-    trained = randomised(MODELS.build(cfg))
-    deployed = MODELS.build(dict(cfg, deploy=True))
+    trained, x = randomised(MODELS.build(cfg)).double(), image(64, torch.float64)
+    deployed = MODELS.build(dict(cfg, deploy=True)).double()
     for source in (trained, for_deployment(trained)):
         deployed.load_state_dict(source.state_dict())
-        for a, e in zip(features(deployed.eval(), image()), features(trained, image()),
-                        strict=True):
-            assert (a - e).abs().max() <= 1e-4 * e.abs().max()
+        for a, e in zip(features(deployed.eval(), x), features(trained, x), strict=True):
+            assert (a - e).abs().max() <= 1e-12 * e.abs().max()
 
 
 def test_deployed_backbone_leaves_what_is_not_its_own():
