@@ -43,7 +43,7 @@ def main() -> None:
         check_quickstart(config)
         check_detector(config)
         reached = run_quickstart(config, args.min_ap)
-    except (ConfigError, FileExistsError) as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
         sys.exit('interrupted: run the same command again to go on from the last whole epoch')
