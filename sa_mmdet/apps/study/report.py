@@ -51,8 +51,11 @@ class Study:
     results: list[dict]
     curves: dict[str, dict[int, dict[str, dict[int, float]]]]
 
-    def values(self, row: StudyRow, task: str) -> dict[int, float]:
-        """Return the AP of a row, in [0, 1], by seed."""
+    def values(self, row: StudyRow, task: str, epoch: int | None = None) -> dict[int, float]:
+        """Return the AP of a row, in [0, 1], by seed: at its end, or behind an epoch."""
+        if epoch is not None:
+            return {seed: curve[task][epoch] for seed, curve in
+                    self.curves.get(row.name, {}).items() if epoch in curve[task]}
         return {result['seed']: result['metrics'][task]['AP'] for result in self.results
                 if result['row'] == row.name}
 
@@ -60,22 +63,24 @@ class Study:
         """Return the AP of a row over its seeds, in percent; None if it was not run."""
         return over_seeds([*self.values(row, task).values()])
 
-    def difference(self, row: StudyRow, baseline: StudyRow, task: str) -> Difference | None:
+    def difference(self, row: StudyRow, baseline: StudyRow, task: str,
+                   epoch: int | None = None) -> Difference | None:
         """Compare two rows seed by seed, in percent; None where no seed is in both."""
-        return paired_difference(*({seed: 100 * value for seed, value in
-                                    self.values(of, task).items()} for of in (row, baseline)))
+        return paired_difference(*({seed: 100 * value for seed, value in self.values(
+            of, task, epoch).items()} for of in (row, baseline)))
 
     def curve(self, row: StudyRow, task: str) -> dict[int, Measured]:
         """Return the AP of a row, in percent, by epoch; epoch 0 is the start."""
-        of_seeds = [curve[task] for curve in self.curves.get(row.name, {}).values()]
-        epochs = sorted({epoch for curve in of_seeds for epoch in curve})
-        return {epoch: over_seeds([curve[epoch] for curve in of_seeds if epoch in curve])
-                for epoch in epochs}
+        epochs = sorted({epoch for curve in self.curves.get(row.name, {}).values()
+                         for epoch in curve[task]})
+        return {epoch: over_seeds([*self.values(row, task, epoch).values()]) for epoch in epochs}
 
-    def differences(self) -> list[tuple[StudyRow, StudyRow, str, Difference]]:
-        """Return what is compared: row, baseline, task and their difference."""
-        return [(row, baseline, task, found) for row, baseline in COMPARISONS for task in TASKS
-                if (found := self.difference(row, baseline, task))]
+    def differences(self) -> list[tuple[StudyRow, StudyRow, str, int | None, Difference]]:
+        """Return what is compared: row, baseline, task, epoch (None: the end) and difference."""
+        compared = [*((*rows, None) for rows in COMPARISONS), (CONVERTED, UNCONVERTED, 0)]
+        return [(row, baseline, task, epoch, found)
+                for row, baseline, epoch in compared for task in TASKS
+                if (found := self.difference(row, baseline, task, epoch))]
 
 
 def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
@@ -150,9 +155,10 @@ def _texts(study: Study) -> dict[str, str]:
 
 def _content(study: Study) -> dict:
     differences = [
-        dict(row=row.name, baseline=baseline.name, metric=NAMES[task], mean=round(found.mean, 6),
+        dict(row=row.name, baseline=baseline.name, metric=NAMES[task],
+             at='end' if epoch is None else 'start', mean=round(found.mean, 6),
              margin=found.margin and round(found.margin, 6), excludes_zero=found.excludes_zero)
-        for row, baseline, task, found in study.differences()]
+        for row, baseline, task, epoch, found in study.differences()]
     return dict(study='shapes', evaluated_on=labels_of(study.results), differences=differences,
                 curves=study.curves,
                 runs=[{key: result[key] for key in OF_RUNS} for result in study.results])
@@ -201,10 +207,11 @@ def told(difference: Difference | None) -> str:
 
 
 def _conversion(study: Study) -> str:
-    row, baseline = COMPARISONS[-1]
-    differences = ', '.join(f'{NAMES[task]} {told(study.difference(row, baseline, task))}'
-                            for task in TASKS)
-    return f'At the end, converted minus as they are: {differences}.'
+    """Return what conversion changes, before the first iteration and behind the last."""
+    start, end = (', '.join(
+        f'{NAMES[task]} {told(study.difference(CONVERTED, UNCONVERTED, task, epoch))}'
+        for task in TASKS) for epoch in (0, None))
+    return f'Converted minus as they are, at the start: {start}; at the end: {end}.'
 
 
 def _by_epoch(study: Study) -> list[str]:

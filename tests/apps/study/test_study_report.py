@@ -56,7 +56,10 @@ def test_means_and_paired_differences(tmp_path):
     # seed by seed 3.0, 3.1 and 3.2
     assert '| 44.1 ± 1.1 | **+3.1** [+2.9, +3.3] |' in line(markdown, 'SA')
     assert '**-4.9** [-5.1, -4.7]' in line(markdown, 'SA, weights as they are')
-    assert 'converted minus as they are: box AP **+7.0** [+7.0, +7.0]' in markdown
+    assert ('Converted minus as they are, at the start: box AP **+39.0** [+39.0, +39.0], '
+            'mask AP **+39.0** [+39.0, +39.0]; at the end: box AP **+7.0** [+7.0, +7.0]'
+            ) in markdown
+    assert 'Here are 18 intervals' in markdown
     assert '| box AP by epoch | start | 1 | 2 |' in markdown
     assert '| SA, weights converted | 40.0 ± 0.0 | 30.0 ± 0.0 | 53.1 ± 1.1 |' in markdown
     assert '| SA, weights as they are | 1.0 ± 0.0 | 30.0 ± 0.0 | 46.1 ± 1.1 |' in markdown
@@ -69,9 +72,9 @@ def test_json_has_every_figure_of_every_seed(tmp_path):
     content = json.loads((tmp_path / 'report/report.json').read_text())
     assert len(content['runs']) == 27
     assert {run['metrics']['segm']['APs'] for run in content['runs']} == {0.1}
-    found = {(d['row'], d['baseline'], d['metric']): d for d in content['differences']}
-    assert len(found) == 8 * 2
-    assert found['mask-rcnn_sa-r50', 'mask-rcnn_r50', 'mask AP']['excludes_zero']
+    found = {(d['row'], d['baseline'], d['metric'], d['at']): d for d in content['differences']}
+    assert len(found) == 9 * 2
+    assert found['mask-rcnn_sa-r50', 'mask-rcnn_r50', 'mask AP', 'end']['excludes_zero']
     assert content['curves']['mask-rcnn_sa-r50_unconverted']['0']['bbox'] == {
         '0': 0.01, '1': 0.3, '2': 0.45}
 
