@@ -149,6 +149,23 @@ def test_a_folder_of_something_else_is_refused(tmp_path, run_tool):
     assert 'choose another folder' in output
 
 
+def test_nowhere_to_draw_is_found_first_and_the_work_dir_stays_free(tmp_path, run_tool):
+    (tmp_path / 'file').touch()
+    code, output = run_tool('reproduce', *command(tmp_path / 'w', tmp_path / 'file/d')[2:])
+    assert code not in (0, None)
+    assert f'{tmp_path / "file"} is not a folder: choose another --data-root' in output
+    assert not (tmp_path / 'w').exists()
+
+
+def test_a_lost_image_is_drawn_again_if_the_folder_is_removed(tmp_path, data_root, run_tool):
+    lost = shutil.copytree(data_root, tmp_path / 'd')
+    (lost / 'val/000001.png').unlink()
+    code, output = run_tool('reproduce', *command(tmp_path / 'w', lost)[2:])
+    assert code not in (0, None)
+    assert '000001.png' in output
+    assert f'remove {lost}' in output
+
+
 @pytest.mark.parametrize(('args', 'message'), [
     (['--study', 'shapes', '--table', '3'], 'leave out --table'),
     (['--study', 'shapes', '--eval-only', 'mask-rcnn_r50=x.pth'], 'the study trains its own'),

@@ -175,7 +175,7 @@ def show(runs: list[Run]) -> None:
         checkpoint = run.settings.checkpoints.get(run.row.name)
         if run.trains:
             print(shlex.join(train_command(run)))
-            checkpoint = run.folder / f'epoch_{run.epochs}.pth'
+            checkpoint = run.final_checkpoint
         print(shlex.join(test_command(run, checkpoint)))
     unwritten = [run for run in runs if not run.config_file.is_file()]
     if unwritten:
@@ -213,8 +213,8 @@ def check(work_dir: Path) -> bool:
 
 def train_and_test(runs: list[Run], settings: Settings, dataset: str) -> bool:
     """Bring all runs to their end; whether all of them have a result."""
-    save_settings(settings)
     BENCHMARKS[dataset].prepare(settings.data_root)
+    save_settings(settings)
     failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, dataset))
     path = report(settings.work_dir, dataset)
     print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')

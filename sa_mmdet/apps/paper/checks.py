@@ -54,7 +54,7 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
             for problem in benchmark.data_problems(
                 run.config, SPLITS if run.trains else ('test', )))
     yield 'data set', without_doubts(data)
-    made_here = {str(run.start_file) for run in runs}
+    made_here = {str(run.start_file) for run in runs if run.start_file}
     yield 'weights', list(_weights_problems(configs, settings, made_here))
     yield 'disk', list(disk_problems(runs, settings.work_dir))
 

@@ -201,7 +201,7 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
                         hours=None, batch=None)
     return dict(
         **training, checkpoint=str(checkpoint), checkpoint_sha256=sha256(checkpoint),
-        start_sha256=sha256(run.start_file) if run.start_file else None,
+        start_sha256=run.start_sha256,
         gpus=settings.gpus, device=_device(run), versions=versions(), commit=_commit(settings.root),
         cfg_options=settings.cfg_options, finished=datetime.now().isoformat(timespec='seconds'))
 

@@ -144,14 +144,19 @@ class Run:
 
     @property
     def start_file(self) -> Path | None:
-        """What ``make_start`` makes; None where the start is given."""
+        """The checkpoint to start from, if this command makes it; None otherwise."""
+        return None
+
+    @property
+    def start_sha256(self) -> str | None:
+        """SHA-256 that ``start_file`` had when the training began."""
         return None
 
     def make_start(self) -> None:
-        """Make the file that the training starts from, if it is made here.
+        """Make ``start_file``, or check that it is there, before the training begins or resumes.
 
         Raises:
-            RunFailed: it cannot be made.
+            RunFailed: there is none, or another one than the training began with.
         """
 
     @property
@@ -162,6 +167,11 @@ class Run:
     @property
     def epochs(self) -> int:
         return self.config.train_cfg.max_epochs
+
+    @property
+    def final_checkpoint(self) -> Path:
+        """What the training ends with."""
+        return self.folder / f'epoch_{self.epochs}.pth'
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
         """Return the last whole checkpoint and its epoch; (0, None) where there is none."""

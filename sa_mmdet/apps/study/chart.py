@@ -15,13 +15,13 @@ def draw_study(study) -> bytes:
     """Return a picture, as a PNG, of a ``Study``.
 
     Above are the differences to the network without attention, of every seed and their mean with
-    its 95 % interval; below is the box AP by epoch of the networks that go on from the plain one.
+    its 95 % interval; below is the box AP by epoch of the networks that continue the plain one.
     """
     figure = Figure(figsize=(11, 8), layout='constrained')
     axes = figure.subplot_mosaic([['scratch', 'scratch', 'continued'], ['curve'] * 3])
     _draw_differences(axes['scratch'], study, FROM_SCRATCH[1:], PLAIN, 'from scratch')
     _draw_differences(axes['continued'], study, (CONVERTED, UNCONVERTED), STAYS_PLAIN,
-                      'going on from the plain network')
+                      'continued from the plain network')
     _draw_curves(axes['curve'], study)
     return png(figure)
 
@@ -55,7 +55,7 @@ def _draw_curves(axes: Axes, study) -> None:
             axes.errorbar(list(curve), [point.mean for point in curve.values()],
                           yerr=[point.std or 0 for point in curve.values()], capsize=3,
                           marker='o', label=row.label, color=CURVE_COLOURS[row])
-    axes.set_xlabel('epoch of going on; 0 is the start')
+    axes.set_xlabel('epochs of continued training')
     axes.set_ylabel('box AP (%), mean and\nstandard deviation')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(bottom=0)

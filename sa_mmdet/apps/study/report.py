@@ -1,5 +1,6 @@
 """The report of the study: what was measured with every seed, and what differs."""
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +16,13 @@ from .runs import (
     FROM_SCRATCH,
     PLAIN,
     ROWS,
-    STAYS_PLAIN,
     UNCONVERTED,
     StudyRow,
 )
 
 PICTURE = 'study.png'
 TASKS = ('bbox', 'segm')
-COMPARISONS = (*((row, PLAIN) for row in FROM_SCRATCH[1:]), (CONVERTED, STAYS_PLAIN),
-               (UNCONVERTED, STAYS_PLAIN), (CONVERTED, UNCONVERTED))
+TABLES = (FROM_SCRATCH, CONTINUED)  # the first row of each is the baseline of the others
 OF_RUNS = ('row', 'seed', 'metrics', 'epochs', 'batch', 'hours', 'gpus', 'device', 'versions',
            'commit', 'cfg_options')
 INTRODUCTION = (
@@ -52,7 +51,7 @@ class Study:
     curves: dict[str, dict[int, dict[str, dict[int, float]]]]
 
     def values(self, row: StudyRow, task: str, epoch: int | None = None) -> dict[int, float]:
-        """Return the AP of a row, in [0, 1], by seed: at its end, or behind an epoch."""
+        """Return the AP of a row, in [0, 1], by seed: at its end, or after an epoch."""
         if epoch is not None:
             return {seed: curve[task][epoch] for seed, curve in
                     self.curves.get(row.name, {}).items() if epoch in curve[task]}
@@ -77,7 +76,8 @@ class Study:
 
     def differences(self) -> list[tuple[StudyRow, StudyRow, str, int | None, Difference]]:
         """Return what is compared: row, baseline, task, epoch (None: the end) and difference."""
-        compared = [*((*rows, None) for rows in COMPARISONS), (CONVERTED, UNCONVERTED, 0)]
+        compared = [*((row, baseline, None) for baseline, *rows in TABLES for row in rows),
+                    (CONVERTED, UNCONVERTED, None), (CONVERTED, UNCONVERTED, 0)]
         return [(row, baseline, task, epoch, found)
                 for row, baseline, epoch in compared for task in TASKS
                 if (found := self.difference(row, baseline, task, epoch))]
@@ -103,7 +103,7 @@ def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
 
 def report_problems(folder: Path, runs: dict[Path, dict]) -> list[str]:
     """Return what is wrong with a report: files that are missing or not what the runs' files give,
-    and networks that went on from another checkpoint than their plain one's.
+    and networks that did not continue the plain one of their seed.
     """
     study = read_study(runs)
     problems = [
@@ -113,13 +113,22 @@ def report_problems(folder: Path, runs: dict[Path, dict]) -> list[str]:
         if not path.is_file() or path.read_bytes() != content]
     if not (folder / PICTURE).is_file():
         problems.append(f'{folder / PICTURE} does not exist: draw it by --report')
-    plain = {result['seed']: result['checkpoint_sha256'] for result in study.results
+    return [*problems, *_start_problems(runs)]
+
+
+def _start_problems(runs: dict[Path, dict]) -> Iterator[str]:
+    plain = {result['seed']: result['checkpoint_sha256'] for result in runs.values()
              if result['row'] == PLAIN.name}
-    return problems + [
-        f'{result["row"]} seed {result["seed"]} did not go on from what {PLAIN.name} seed '
-        f'{result["seed"]} ended with: remove its folder, and the same command trains it again'
-        for result in study.results if ROWS[result['row']].continued
-        and result.get('start_sha256') != plain.get(result['seed'])]
+    for place, result in runs.items():
+        row, seed = ROWS.get(result['row']), result['seed']
+        if not row or not row.continued:
+            continue
+        if seed not in plain:
+            yield (f'{row.name} seed {seed} continues {PLAIN.name} seed {seed}, which has no '
+                   'result here: train it, or copy its folder')
+        elif result.get('start_sha256') != plain[seed]:
+            yield (f'{row.name} seed {seed} continues another {PLAIN.name} seed {seed} than the '
+                   f'one here: copy that one, or remove {place} and train it again')
 
 
 def read_study(runs: dict[Path, dict]) -> Study:
@@ -156,7 +165,8 @@ def _texts(study: Study) -> dict[str, str]:
 def _content(study: Study) -> dict:
     differences = [
         dict(row=row.name, baseline=baseline.name, metric=NAMES[task],
-             at='end' if epoch is None else 'start', mean=round(found.mean, 6),
+             at='end' if epoch is None else 'start', seeds=sorted(found.by_seed),
+             mean=round(found.mean, 6),
              margin=found.margin and round(found.margin, 6), excludes_zero=found.excludes_zero)
         for row, baseline, task, epoch, found in study.differences()]
     return dict(study='shapes', evaluated_on=labels_of(study.results), differences=differences,
@@ -172,50 +182,51 @@ def _markdown(study: Study) -> str:
         '# Shuffle attention on drawn shapes', INTRODUCTION.format(
             label='; '.join(labels_of(study.results)),
             intervals=INTERVALS.format(count=count) if count else 'One seed gives no interval.'),
-        '## From scratch', _table(study, FROM_SCRATCH, COMPARISONS[:5]),
-        '## Going on from the plain network', _table(study, CONTINUED, COMPARISONS[5:7]),
+        '## From scratch', _table(study, *FROM_SCRATCH),
+        '## Continued from the plain network', _table(study, *CONTINUED),
         _conversion(study), *_by_epoch(study), '![differences, and AP by epoch](study.png)',
         '## Runs', _runs(study)]) + '\n'
 
 
-def _table(study: Study, rows: tuple[StudyRow, ...], comparisons: tuple) -> str:
-    baselines = dict(comparisons)
-    baseline = next(iter(baselines.values()))
+def _table(study: Study, baseline: StudyRow, *others: StudyRow) -> str:
     header = ['', 'seeds', *(f'{NAMES[task]}{more}' for task in TASKS
                              for more in ('', f' minus {baseline.label}'))]
     lines = []
-    for row in rows:
+    for row in (baseline, *others):
         cells = [row.label, str(len(study.values(row, 'bbox')))]
         for task in TASKS:
             measured = study.measured(row, task)
             cells.append(measured.text(1) if measured else 'not run')
-            cells.append(told(study.difference(row, baselines[row], task))
-                         if row in baselines else '')
+            cells.append('' if row is baseline else told(study, row, baseline, task))
         lines.append(cells)
     return markdown_table(header, lines)
 
 
-def told(difference: Difference | None) -> str:
-    """For people: a difference and its interval, with a mark where 0 is outside it."""
+def told(study: Study, row: StudyRow, baseline: StudyRow, task: str, epoch: int | None = None
+         ) -> str:
+    """For people: a difference and its interval, bold where 0 is outside it."""
+    difference = study.difference(row, baseline, task, epoch)
     if difference is None:
         return 'not run'
     if difference.margin is None:
         return f'{signed(difference.mean, 1)} (one seed)'
     mean, low, high = (signed(difference.mean + part * difference.margin, 1) for part in (0, -1, 1))
     mark = '**' if difference.excludes_zero else ''
-    return f'{mark}{mean}{mark} [{low}, {high}]'
+    pairs, seeds = len(difference.by_seed), len(study.values(row, task))
+    return f'{mark}{mean}{mark} [{low}, {high}]' + (
+        f' ({pairs} of {seeds} seeds)' if pairs < seeds else '')
 
 
 def _conversion(study: Study) -> str:
-    """Return what conversion changes, before the first iteration and behind the last."""
+    """Return what conversion changes, before the first iteration and after the last."""
     start, end = (', '.join(
-        f'{NAMES[task]} {told(study.difference(CONVERTED, UNCONVERTED, task, epoch))}'
+        f'{NAMES[task]} {told(study, CONVERTED, UNCONVERTED, task, epoch)}'
         for task in TASKS) for epoch in (0, None))
-    return f'Converted minus as they are, at the start: {start}; at the end: {end}.'
+    return f'Converted minus not converted, at the start: {start}; at the end: {end}.'
 
 
 def _by_epoch(study: Study) -> list[str]:
-    """Return tables of the AP that the continued networks start from, and go through."""
+    """Return tables of the continued networks' AP at the start and after each epoch."""
     parts = []
     for task in TASKS:
         curves = {row: study.curve(row, task) for row in CONTINUED}

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import set_random_seed
 
-from ...checkpoint.files import atomic_file
+from ...checkpoint.files import atomic_file, sha256, write_atomically
 from ...checkpoint.read import is_whole
 from ..paper.runs import Run, RunFailed, match_rows, nearest
 from ..paper.tables import Row
@@ -56,9 +56,9 @@ FROM_SCRATCH = (PLAIN, *(StudyRow(attention=attention, label=attention)
                          for attention in ('SE', 'ECA', 'SGE', 'CBAM', 'SA')))
 STAYS_PLAIN, CONVERTED, UNCONVERTED = CONTINUED = (
     StudyRow(suffix='_continued', continued=True, label='no attention, continued'),
-    StudyRow(attention='SA', suffix='_converted', continued=True, label='SA, weights converted'),
+    StudyRow(attention='SA', suffix='_converted', continued=True, label='SA, converted'),
     StudyRow(attention='SA', suffix='_unconverted', continued=True, converted=False,
-             label='SA, weights as they are'))
+             label='SA, not converted'))
 ROWS = {row.name: row for row in (*FROM_SCRATCH, *CONTINUED)}
 
 
@@ -70,12 +70,25 @@ class StudyRun(Run):
     """
 
     @cached_property
+    def plain(self) -> 'StudyRun':
+        """The network without attention of the same seed."""
+        return StudyRun(PLAIN, self.seed, self.settings)
+
+    @cached_property
     def start_file(self) -> Path:
-        """What the training starts from."""
+        """The checkpoint to start from: the plain network's last one, or random weights."""
         if self.row.continued:
-            plain = StudyRun(PLAIN, self.seed, self.settings)
-            return plain.folder / f'epoch_{plain.epochs}.pth'
+            return self.plain.final_checkpoint
         return self.settings.work_dir / 'starts' / f'{self.row.name}_seed{self.seed}.pth'
+
+    @property
+    def start_sha256(self) -> str | None:
+        note = self._start_note
+        return note.read_text() if note.is_file() else None
+
+    @property
+    def _start_note(self) -> Path:
+        return self.folder / 'start.sha256'
 
     def place_start(self, config: Config) -> None:
         """Have a config start from ``start_file``; if it is trained already, validate each epoch.
@@ -89,20 +102,36 @@ class StudyRun(Run):
                                    dict(type='mmdet.InitialValidationHook')]
 
     def make_start(self) -> None:
-        """Draw the weights to start from, which a run that goes on finds.
+        """Draw random weights, or check that the network to continue is there; note which it is.
 
         Raises:
-            RunFailed: the run that this one continues has no checkpoint.
+            RunFailed: the network to continue has no checkpoint, or was trained again since this
+                run began.
         """
-        if is_whole(self.start_file):
-            return
-        plain = StudyRun(PLAIN, self.seed, self.settings)
         if self.row.continued:
-            raise RunFailed(f'{self.name} goes on from {plain.name}, whose last checkpoint, '
-                            f'{self.start_file}, is missing or damaged: remove '
-                            f'{plain.result_file}, and the same command trains it again')
+            self._check_start()
+        elif not is_whole(self.start_file):
+            self._draw_start()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._start_note, sha256(self.start_file))
+
+    def _check_start(self) -> None:
+        plain = self.plain
+        if not is_whole(self.start_file):
+            remedy = (f'remove {plain.result_file}' if plain.finished else
+                      'fix what stopped its training')
+            raise RunFailed(f'{self.name} continues {plain.name}, whose last checkpoint '
+                            f'{self.start_file} is missing or damaged: {remedy}, and the same '
+                            'command trains it')
+        begun, _ = self.last_checkpoint()
+        if begun and self.start_sha256 not in (None, sha256(self.start_file)):
+            raise RunFailed(f'{self.name} began with another {self.start_file} than is there now: '
+                            f'remove {self.folder}, and the same command trains it again')
+
+    def _draw_start(self) -> None:
+        weights = initial_weights(self.config, self.seed) | initial_weights(
+            self.plain.config, self.seed)
         self.start_file.parent.mkdir(parents=True, exist_ok=True)
-        weights = initial_weights(self.config, self.seed) | initial_weights(plain.config, self.seed)
         with atomic_file(self.start_file) as file:
             torch.save(dict(state_dict=weights), file)
 

@@ -12,6 +12,8 @@ from sa_mmdet.apps.study.runs import CONTINUED, FROM_SCRATCH, ROWS
 AP = dict(zip((row.name for row in (*FROM_SCRATCH, *CONTINUED)),
               (0.40, 0.41, 0.42, 0.40, 0.41, 0.43, 0.50, 0.52, 0.45), strict=True))
 MIDDLE = 0.3
+ROOT = Path(__file__).parents[3]
+KEPT = ROOT / 'benchmarks/study'
 STARTS = {'mask-rcnn_r50_continued': 0.4, 'mask-rcnn_sa-r50_converted': 0.4,
           'mask-rcnn_sa-r50_unconverted': 0.01}
 SPREAD = (0., 0.02, 0.01)
@@ -55,14 +57,14 @@ def test_means_and_paired_differences(tmp_path):
     assert line(markdown, 'no attention').startswith('| no attention | 3 | 41.0 ± 1.0 |  | 31.0')
     # seed by seed 3.0, 3.1 and 3.2
     assert '| 44.1 ± 1.1 | **+3.1** [+2.9, +3.3] |' in line(markdown, 'SA')
-    assert '**-4.9** [-5.1, -4.7]' in line(markdown, 'SA, weights as they are')
-    assert ('Converted minus as they are, at the start: box AP **+39.0** [+39.0, +39.0], '
+    assert '**-4.9** [-5.1, -4.7]' in line(markdown, 'SA, not converted')
+    assert ('Converted minus not converted, at the start: box AP **+39.0** [+39.0, +39.0], '
             'mask AP **+39.0** [+39.0, +39.0]; at the end: box AP **+7.0** [+7.0, +7.0]'
             ) in markdown
     assert 'Here are 18 intervals' in markdown
     assert '| box AP by epoch | start | 1 | 2 |' in markdown
-    assert '| SA, weights converted | 40.0 ± 0.0 | 30.0 ± 0.0 | 53.1 ± 1.1 |' in markdown
-    assert '| SA, weights as they are | 1.0 ± 0.0 | 30.0 ± 0.0 | 46.1 ± 1.1 |' in markdown
+    assert '| SA, converted | 40.0 ± 0.0 | 30.0 ± 0.0 | 53.1 ± 1.1 |' in markdown
+    assert '| SA, not converted | 1.0 ± 0.0 | 30.0 ± 0.0 | 46.1 ± 1.1 |' in markdown
     assert '| 2 | 8 | CPU | torch 2.13.0 | abc | – | 27 | 2.70 |' in markdown
     assert cv2.imread(str(tmp_path / 'report/study.png')) is not None
 
@@ -93,7 +95,7 @@ def test_noise_is_not_bold(tmp_path):
     (0, tuple(ROWS), ['No run is finished yet']),
     (1, tuple(ROWS), ['| 43.0 | +3.0 (one seed) |', '| 9 | 0.90 |']),
     (2, ('mask-rcnn_sa-r50', ), ['| SA | 2 | 44.0 ± 1.5 | not run |', '| SE | 0 | not run |']),
-    (2, ('mask-rcnn_r50_continued', ), ['| SA, weights converted | not run | not run | not run |']),
+    (2, ('mask-rcnn_r50_continued', ), ['| SA, converted | not run | not run | not run |']),
 ], ids=['nothing', 'one seed', 'no baseline', 'one curve'])
 def test_what_is_not_run_is_told(tmp_path, seeds, rows, parts):
     markdown = write_study(tmp_path / 'report', finished(tmp_path, seeds, rows)).read_text()
@@ -117,12 +119,25 @@ def test_a_report_that_is_not_of_the_runs_is_found(tmp_path):
     assert len(report_problems(tmp_path / 'report', runs)) == 3
 
 
-def test_a_plain_network_that_was_trained_again_is_found(tmp_path):
+def test_a_plain_network_that_was_trained_again_or_not_copied_is_found(tmp_path):
     runs = finished(tmp_path, rows=('mask-rcnn_r50', 'mask-rcnn_sa-r50_converted'))
     runs[tmp_path / 'mask-rcnn_r50/seed1']['checkpoint_sha256'] = 'another'
+    del runs[tmp_path / 'mask-rcnn_r50/seed2']
     write_study(tmp_path / 'report', runs)
-    problem, = report_problems(tmp_path / 'report', runs)
-    assert problem.startswith('mask-rcnn_sa-r50_converted seed 1 did not go on from')
+    again, missing = report_problems(tmp_path / 'report', runs)
+    assert again.startswith('mask-rcnn_sa-r50_converted seed 1 continues another mask-rcnn_r50')
+    assert f'remove {tmp_path / "mask-rcnn_sa-r50_converted/seed1"}' in again
+    assert missing.startswith('mask-rcnn_sa-r50_converted seed 2 continues mask-rcnn_r50 seed 2, '
+                              'which has no result here')
+
+
+def test_a_difference_over_fewer_seeds_says_so(tmp_path):
+    runs = finished(tmp_path, rows=('mask-rcnn_r50', 'mask-rcnn_sa-r50'))
+    del runs[tmp_path / 'mask-rcnn_r50/seed1']
+    path = write_study(tmp_path / 'report', runs)
+    assert '| 44.1 ± 1.1 | **+3.1** [+1.8, +4.4] (2 of 3 seeds) |' in line(path.read_text(), 'SA')
+    difference, _ = json.loads(path.with_name('report.json').read_text())['differences']
+    assert difference['seeds'] == [0, 2]
 
 
 def test_nothing_detected_is_an_ap_of_0_and_a_lost_log_hides_no_other_seed(tmp_path):
@@ -130,7 +145,7 @@ def test_nothing_detected_is_an_ap_of_0_and_a_lost_log_hides_no_other_seed(tmp_p
     for seed, lines in enumerate([(dict(step=0, time=0.1), iteration(1, 1)), ()]):
         write_lines(tmp_path / row / f'seed{seed}', *lines)
     markdown = write_study(tmp_path / 'report', finished(tmp_path, 2, (row, ))).read_text()
-    assert '| SA, weights as they are | 0.0 (1 of 2 seeds) | 46.0 ± 1.5 |' in markdown
+    assert '| SA, not converted | 0.0 (1 of 2 seeds) | 46.0 ± 1.5 |' in markdown
 
 
 def test_the_order_of_the_files_does_not_matter(tmp_path):
@@ -140,7 +155,14 @@ def test_the_order_of_the_files_does_not_matter(tmp_path):
 
 
 def test_the_report_that_is_kept_is_of_the_results_that_are_kept():
-    folder = Path(__file__).parents[3] / 'benchmarks/study'
-    runs = {path.parent: read_result(path) for path in folder.glob('*/seed*/result.json')}
+    runs = {path.parent: read_result(path) for path in KEPT.glob('*/seed*/result.json')}
     assert runs
-    assert report_problems(folder / 'report', runs) == []
+    assert report_problems(KEPT / 'report', runs) == []
+
+
+def test_the_tables_on_the_page_are_those_of_the_report():
+    report = (KEPT / 'report/report.md').read_text()
+    found = (ROOT / 'docs/study.md').read_text().split('## What was found')[1].split('## ')[0]
+    rows = [row for row in found.splitlines() if row.startswith('|')]
+    assert len(rows) > len(ROWS)
+    assert [row for row in rows if row not in report.splitlines()] == []

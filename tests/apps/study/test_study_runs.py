@@ -126,8 +126,44 @@ def test_only_converted_weights_compute_what_the_plain_network_did(settings):
 
 
 def test_what_is_not_trained_cannot_be_continued(settings):
-    with pytest.raises(RunFailed, match=r'goes on from mask-rcnn_r50 seed 0, whose .* missing'):
-        run('mask-rcnn_sa-r50_converted', settings).make_start()
+    study_run = run('mask-rcnn_sa-r50_converted', settings)
+    with pytest.raises(RunFailed, match=r'continues mask-rcnn_r50 seed 0, whose .* missing .* fix'):
+        study_run.make_start()
+    study_run.plain.folder.mkdir(parents=True)
+    study_run.plain.result_file.touch()
+    with pytest.raises(RunFailed, match=r'remove .*mask-rcnn_r50/seed0/result.json'):
+        study_run.make_start()
+
+
+def save(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state_dict=dict(weight=torch.tensor(value)), meta={}), path)
+
+
+def test_what_was_begun_does_not_go_on_from_another_network(settings):
+    study_run = run('mask-rcnn_sa-r50_converted', settings)
+    save(study_run.start_file, 1.)
+    study_run.make_start()
+    begun = study_run.start_sha256
+    save(study_run.folder / 'epoch_1.pth', 1.)
+    study_run.make_start()
+    save(study_run.start_file, 2.)
+    with pytest.raises(RunFailed, match=rf'another .*epoch_2.pth.*: remove {study_run.folder}'):
+        study_run.make_start()
+    assert study_run.start_sha256 == begun
+    (study_run.folder / 'epoch_1.pth').unlink()
+    study_run.make_start()
+    assert study_run.start_sha256 not in (None, begun)
+
+
+def test_what_was_begun_is_known_without_its_start(settings):
+    """Also of random weights, which may be removed for space and are drawn again alike."""
+    study_run = run('mask-rcnn_r50', settings)
+    study_run.make_start()
+    save(study_run.folder / 'epoch_1.pth', 1.)
+    study_run.start_file.unlink()
+    assert study_run.start_sha256
+    study_run.make_start()
 
 
 def test_validation_of_what_is_continued(settings):
