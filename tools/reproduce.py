@@ -213,8 +213,8 @@ def check(work_dir: Path) -> bool:
 
 def train_and_test(runs: list[Run], settings: Settings, dataset: str) -> bool:
     """Bring all runs to their end; whether all of them have a result."""
-    BENCHMARKS[dataset].prepare(settings.data_root)
     save_settings(settings)
+    BENCHMARKS[dataset].prepare(settings.data_root)
     failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, dataset))
     path = report(settings.work_dir, dataset)
     print(f'\n{sum(run.finished for run in runs)} of {len(runs)} runs are finished: {path}')

@@ -28,8 +28,8 @@ class EpochSeedHook(Hook):
         loader.worker_init_fn = partial(_seed_worker, rank=get_rank())
 
     def before_train_epoch(self, runner: Runner) -> None:
-        # A prime apart: no epoch of seeds 0, 1, 2, ... draws the same. The order of the images is
-        # DefaultSampler's, seeded by the sum of seed and epoch.
+        # A prime apart, so that seeds 0, 1, 2, ... share no epoch's randomness. Only the order of
+        # the images is shared: DefaultSampler's depends on the sum of seed and epoch.
         set_random_seed((runner.seed * 10007 + runner.epoch) % 2**32)
 
 

@@ -1,7 +1,7 @@
 """Write a data set in COCO's format and layout, image after image as it is drawn."""
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 SETTINGS_FILE = 'settings.json'
+SPLITS = ('train', 'val')
 # From a generator of random numbers: an image (H, W, 3), uint8, BGR, and its objects, COCO's
 # annotations without their ids.
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, list[dict]]]
@@ -48,7 +49,7 @@ class Drawn:
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f'{root.name}.') as folder:
             partial = Path(folder) / root.name
             (partial / 'annotations').mkdir(parents=True)
-            for number, split in enumerate(('train', 'val')):
+            for number, split in enumerate(SPLITS):
                 self._write_split(partial, split, seed=2 * self.settings['seed'] + number)
             (partial / SETTINGS_FILE).write_text(json.dumps(self.settings))
             if not self.is_in(root):  # drawn by another process meanwhile
@@ -62,9 +63,13 @@ class Drawn:
             return False
 
     def problem(self, root: Path) -> str | None:
-        """Return why the data set cannot be in a folder: it holds something else."""
+        """Return why the data set cannot be in a folder: it holds something else, or lost a file.
+        """
+        if self.is_in(root):
+            lost = next(_lost_files(root), None)
+            return lost and f'{lost} is missing or damaged: remove {root}, and it is drawn again'
         is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
-        return None if is_free or self.is_in(root) else (
+        return None if is_free else (
             f'{root} exists and is not the data set of {self.description} of {self.settings}: '
             'remove it, or choose another folder')
 
@@ -86,3 +91,15 @@ class Drawn:
             info=dict(description=self.description), images=images, annotations=annotations,
             categories=[dict(id=i, name=name) for i, name in enumerate(self.classes, start=1)])
         (root / 'annotations' / f'{split}.json').write_text(json.dumps(content))
+
+
+def _lost_files(root: Path) -> Iterator[Path]:
+    for split in SPLITS:
+        annotations = root / 'annotations' / f'{split}.json'
+        try:
+            images = json.loads(annotations.read_text())['images']
+        except (OSError, ValueError):
+            yield annotations
+        else:
+            files = (root / split / image['file_name'] for image in images)
+            yield from (file for file in files if not file.is_file())

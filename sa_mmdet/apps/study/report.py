@@ -125,7 +125,8 @@ def _start_problems(runs: dict[Path, dict]) -> Iterator[str]:
             continue
         if seed not in plain:
             yield (f'{row.name} seed {seed} continues {PLAIN.name} seed {seed}, which has no '
-                   'result here: train it, or copy its folder')
+                   f'result here: copy it from where this was trained, or remove {place} and '
+                   'train both')
         elif result.get('start_sha256') != plain[seed]:
             yield (f'{row.name} seed {seed} continues another {PLAIN.name} seed {seed} than the '
                    f'one here: copy that one, or remove {place} and train it again')

@@ -108,25 +108,25 @@ class StudyRun(Run):
             RunFailed: the network to continue has no checkpoint, or was trained again since this
                 run began.
         """
-        if self.row.continued:
-            self._check_start()
-        elif not is_whole(self.start_file):
-            self._draw_start()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._start_note, sha256(self.start_file))
-
-    def _check_start(self) -> None:
-        plain = self.plain
         if not is_whole(self.start_file):
-            remedy = (f'remove {plain.result_file}' if plain.finished else
-                      'fix what stopped its training')
-            raise RunFailed(f'{self.name} continues {plain.name}, whose last checkpoint '
-                            f'{self.start_file} is missing or damaged: {remedy}, and the same '
-                            'command trains it')
-        begun, _ = self.last_checkpoint()
-        if begun and self.start_sha256 not in (None, sha256(self.start_file)):
+            if self.row.continued:
+                raise RunFailed(self._nothing_to_continue())
+            self._draw_start()
+        found, (begun, _) = sha256(self.start_file), self.last_checkpoint()
+        noted = self.start_sha256 if begun else None
+        if self.row.continued and noted not in (None, found):
             raise RunFailed(f'{self.name} began with another {self.start_file} than is there now: '
                             f'remove {self.folder}, and the same command trains it again')
+        if noted is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._start_note, found)
+
+    def _nothing_to_continue(self) -> str:
+        plain = self.plain
+        remedy = (f'bring it back, or remove {plain.result_file} and the folders of the runs that '
+                  'continue it' if plain.finished else 'fix what stopped its training')
+        return (f'{self.name} continues {plain.name}, whose last checkpoint {self.start_file} is '
+                f'missing or damaged: {remedy}; then the same command goes on')
 
     def _draw_start(self) -> None:
         weights = initial_weights(self.config, self.seed) | initial_weights(

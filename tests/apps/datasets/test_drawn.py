@@ -105,14 +105,23 @@ def test_splits_differ(tmp_path, write):
 def test_is_written_once_and_never_over_something_else(tmp_path, write):
     root = tmp_path / 'shapes'
     write(root)
-    (root / 'val/000001.png').unlink()
+    written = (root / 'val/000001.png').stat().st_mtime_ns
     write(root)
-    assert not (root / 'val/000001.png').exists()
+    assert (root / 'val/000001.png').stat().st_mtime_ns == written
     with pytest.raises(FileExistsError, match=r"shapes exists and is not .*'val': 5"):
         write(root, val=5)
     (root / 'settings.json').write_text('{')
     with pytest.raises(FileExistsError, match='choose another folder'):
         write(root)
+
+
+@pytest.mark.parametrize('lost', ['val/000001.png', 'annotations/train.json'])
+def test_what_is_lost_is_told(tmp_path, lost):
+    root = tmp_path / 'shapes'
+    write_simple(root)
+    (root / lost).unlink()
+    with pytest.raises(FileExistsError, match=f'{lost} is missing or damaged: remove {root}'):
+        write_simple(root)
 
 
 def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):

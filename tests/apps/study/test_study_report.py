@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -160,9 +161,11 @@ def test_the_report_that_is_kept_is_of_the_results_that_are_kept():
     assert report_problems(KEPT / 'report', runs) == []
 
 
-def test_the_tables_on_the_page_are_those_of_the_report():
+def test_the_page_has_the_figures_of_the_report():
     report = (KEPT / 'report/report.md').read_text()
     found = (ROOT / 'docs/study.md').read_text().split('## What was found')[1].split('## ')[0]
-    rows = [row for row in found.splitlines() if row.startswith('|')]
-    assert len(rows) > len(ROWS)
-    assert [row for row in rows if row not in report.splitlines()] == []
+    tables = [part for part in found.split('\n\n') if part.startswith('|')]
+    assert [table.count('\n') for table in tables] == [1 + len(FROM_SCRATCH), 1 + len(CONTINUED)]
+    assert all(table in report for table in tables)
+    figures = re.findall(r'\d+\.\d', found)
+    assert [figure for figure in figures if figure not in report] == []

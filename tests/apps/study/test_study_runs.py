@@ -131,7 +131,7 @@ def test_what_is_not_trained_cannot_be_continued(settings):
         study_run.make_start()
     study_run.plain.folder.mkdir(parents=True)
     study_run.plain.result_file.touch()
-    with pytest.raises(RunFailed, match=r'remove .*mask-rcnn_r50/seed0/result.json'):
+    with pytest.raises(RunFailed, match=r'remove .*mask-rcnn_r50/seed0/result.json and the fol'):
         study_run.make_start()
 
 
@@ -161,9 +161,11 @@ def test_what_was_begun_is_known_without_its_start(settings):
     study_run = run('mask-rcnn_r50', settings)
     study_run.make_start()
     save(study_run.folder / 'epoch_1.pth', 1.)
+    begun = study_run.start_sha256
     study_run.start_file.unlink()
-    assert study_run.start_sha256
     study_run.make_start()
+    assert study_run.start_file.is_file()
+    assert study_run.start_sha256 == begun
 
 
 def test_validation_of_what_is_continued(settings):

@@ -26,11 +26,10 @@ class Shapes(Coco):
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
         data_root = Path(config.test_dataloader.dataset.data_root)
-        if textured_shapes().is_in(data_root):
-            for problem in super().data_problems(config, splits):
-                yield f'{problem}. To have the images drawn again, remove {data_root}'
-        elif problem := textured_shapes().problem(data_root):
+        if problem := textured_shapes().problem(data_root):
             yield problem
+        elif textured_shapes().is_in(data_root):
+            yield from super().data_problems(config, splits)
         elif problem := folder_problem(data_root.parent):
             yield f'{problem}: choose another --data-root'
 
