@@ -157,14 +157,6 @@ def test_nowhere_to_draw_is_found_first_and_the_work_dir_stays_free(tmp_path, ru
     assert not (tmp_path / 'w').exists()
 
 
-def test_a_lost_image_is_drawn_again_if_the_folder_is_removed(tmp_path, data_root, run_tool):
-    lost = shutil.copytree(data_root, tmp_path / 'd')
-    (lost / 'val/000001.png').unlink()
-    code, output = run_tool('reproduce', *command(tmp_path / 'w', lost)[2:])
-    assert code not in (0, None)
-    assert f'{lost}/val/000001.png is missing or damaged: remove {lost}' in output
-
-
 @pytest.mark.parametrize(('args', 'message'), [
     (['--study', 'shapes', '--table', '3'], 'leave out --table'),
     (['--study', 'shapes', '--eval-only', 'mask-rcnn_r50=x.pth'], 'the study trains its own'),
