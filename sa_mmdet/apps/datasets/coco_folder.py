@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..validate.annotations import read_annotations
+from ..validate.images import absent_images
+
 SETTINGS_FILE = 'settings.json'
 SPLITS = ('train', 'val')
 # From a generator of random numbers: an image (H, W, 3), uint8, BGR, and its objects, COCO's
@@ -38,7 +41,7 @@ class Drawn:
         give the same files; an interrupted call leaves nothing under ``root``.
 
         Raises:
-            FileExistsError: ``root`` holds something else.
+            FileExistsError: ``root`` holds something else, or lost a file.
             OSError: an image cannot be written.
         """
         if problem := self.problem(root):
@@ -97,9 +100,8 @@ def _lost_files(root: Path) -> Iterator[Path]:
     for split in SPLITS:
         annotations = root / 'annotations' / f'{split}.json'
         try:
-            images = json.loads(annotations.read_text())['images']
-        except (OSError, ValueError):
+            names = [name for name, *_ in read_annotations(annotations).images.values()]
+        except ValueError:
             yield annotations
         else:
-            files = (root / split / image['file_name'] for image in images)
-            yield from (file for file in files if not file.is_file())
+            yield from (root / split / name for name in absent_images(names, root / split))

@@ -5,7 +5,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..paper.charts import KIND_COLOURS
 from ..plots import COLOURS, png, style
-from .runs import CONTINUED, CONVERTED, FROM_SCRATCH, PLAIN, STAYS_PLAIN, UNCONVERTED
+from .runs import CONTINUED, FROM_SCRATCH
 
 MARKERS = {'bbox': 'o', 'segm': 's'}
 CURVE_COLOURS = dict(zip(CONTINUED, map(COLOURS.get, ('grey', 'vermilion', 'blue')), strict=True))
@@ -19,14 +19,14 @@ def draw_study(study) -> bytes:
     """
     figure = Figure(figsize=(11, 8), layout='constrained')
     axes = figure.subplot_mosaic([['scratch', 'scratch', 'continued'], ['curve'] * 3])
-    _draw_differences(axes['scratch'], study, FROM_SCRATCH[1:], PLAIN, 'from scratch')
-    _draw_differences(axes['continued'], study, (CONVERTED, UNCONVERTED), STAYS_PLAIN,
-                      'continued from the plain network')
+    _draw_differences(axes['scratch'], study, FROM_SCRATCH, 'from scratch')
+    _draw_differences(axes['continued'], study, CONTINUED, 'continued from the plain network')
     _draw_curves(axes['curve'], study)
     return png(figure)
 
 
-def _draw_differences(axes: Axes, study, rows: tuple, baseline, title: str) -> None:
+def _draw_differences(axes: Axes, study, rows: tuple, title: str) -> None:
+    baseline, *rows = rows
     for position, row in enumerate(rows):
         for offset, (task, marker) in zip((-0.15, 0.15), MARKERS.items(), strict=True):
             difference = study.difference(row, baseline, task)
