@@ -12,7 +12,7 @@ language = 'en_GB'
 
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode']
 root_doc = 'docs/index'
-include_patterns = ['*.md', 'docs/**.md']
+include_patterns = ['*.md', 'configs/*.md', 'docs/**.md']
 exclude_patterns = ['.*', 'build', 'data', 'work_dirs', 'docs/_build']
 html_theme = 'furo'
 html_title = 'sa_mmdet'

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(page for folder in (ROOT, ROOT / 'docs', ROOT / 'docs/api')
+PAGES = sorted(page for folder in (ROOT, ROOT / 'configs', ROOT / 'docs', ROOT / 'docs/api')
                for page in folder.glob('*.md'))
 
 FENCED = re.compile(r'^( *)```(\S*)\n(.*?)^\1```$', re.DOTALL | re.MULTILINE)
@@ -53,7 +53,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """Those of a block of Bash. What a comment in its first line says holds for all of them."""
+    """Return the commands of a Bash block. A comment in its first line holds for all of them."""
     lines = block.text.replace('\\\n', ' ').splitlines()
     of_all = lines[0] if lines[0].startswith('#') else ''
     found = []

@@ -1,6 +1,7 @@
 """The model zoo files that MIM reads, and that an installed package has them."""
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,17 @@ def test_results_are_those_of_the_papers_tables():
             Task='Image Classification', Dataset='ImageNet-1k', Metrics={
                 'Top 1 Accuracy': row.metrics['top1'], 'Top 5 Accuracy': row.metrics['top5']})]
     assert {model['Name']: model['Results'] for model in MODELS} == expected
+
+
+def test_the_table_of_configs_has_the_papers_results():
+    rows = re.findall(r'^\| (?:R-.*?1x) \| (.*) \| not measured \| \[config\]\((.*)\) \|$',
+                      (ROOT / 'configs/README.md').read_text(), re.MULTILINE)
+    listed = {f'configs/{config}': [cell for cell in cells.split(' | ') if cell != '–']
+              for cells, config in rows}
+    assert listed == {
+        model['Config']: [str(value) for result in model['Results']
+                          for value in result['Metrics'].values()]
+        for model in MODELS if 'imagenet' not in model['Config']}
 
 
 def zoo_of(folder):
