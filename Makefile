@@ -55,6 +55,7 @@ linkcheck: install
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
+	$(RUN) docs/prose.py
 
 # All that install takes from the package index, for a machine that does not reach it.
 wheels: install

@@ -1,0 +1,114 @@
+"""Lint the prose of the pages for ``make lint``, with proselint's checks and ours.
+
+Ours are a vocabulary and two limits on the length of sentences. Tables, headings and code have no
+sentences.
+"""
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+from proselint.checks import __register__ as OF_PROSELINT
+from proselint.config import DEFAULT
+from proselint.registry import CheckRegistry
+from proselint.registry.checks import Check, CheckResult, types
+from proselint.tools import LintFile
+
+ROOT = Path(__file__).parents[1]
+PAGES = [page for folder in ('', 'configs', 'docs', 'docs/api')
+         for page in sorted((ROOT / folder).glob('*.md'))]
+LONGEST = 35  # words in a sentence
+LONGEST_MEAN = 16  # words in a page's mean sentence
+
+# What reads as translated, as regular expressions, and what to write instead.
+WORDS = {
+    r'(?:is|are) no \w+ of': 'is not a ... of',
+    r'(?:that|those) of': 'the noun',
+    r'told (?:from|apart)': 'distinguished from',
+    r'mend(?:s|ed|ing)?': 'fix',
+    r'Where (?:there|it|they|that|this|a|an|no|the|all)': 'If',
+    r'(?:only|even|also|except) where': 'if',
+    r'in the place of': 'instead of',
+    r'unless given': 'default: ...',
+    r'for want of': 'because ... is missing',
+    r'of which|by which|of yours': 'another sentence, or "your"',
+    r'(?:has|have) to be': 'must be',
+    r'go(?:es)? on': 'continue',
+    r'anew': 'again',
+    r'likewise': 'also',
+    r'the other way round': 'the opposite',
+    r'what is to be': 'what to',
+    r'beside': 'next to',
+}
+SECOND_IDEA = r'[:;] (?:it|they|this|that|there|we|you|its|their|otherwise|without|so|then)\b'
+
+UNREAD = re.compile(r'^( *)```.*?^\1```$|<!--.*?-->|(?<=\])\([^)\s]+\)', re.DOTALL | re.MULTILINE)
+CODE = re.compile(r'`[^`]+`')
+BLOCK = re.compile(r'(?:(?!\n\s*\n|\n *(?:[-*|]|\d+\.) ).)+', re.DOTALL)
+MARKER = re.compile(r'\s*(?:(?:[-*]|\d+\.) )?')
+SENTENCE = re.compile(r'\S.*?(?:[.?!][)*"]*(?=\s+[^a-z\s])|$)', re.DOTALL)
+
+
+def main() -> None:
+    found = [(page, *problem) for page in PAGES for problem in problems(page.read_text())]
+    for page, line, column, message in found:
+        print(f'{page.relative_to(ROOT)}:{line}:{column}: {message}')
+    sys.exit(bool(found))
+
+
+def problems(page: str) -> list[tuple[int, int, str]]:
+    """Return the line, the column and the description of every problem."""
+    registry = CheckRegistry()
+    registry.checks[:] = [*OF_PROSELINT, *OURS]
+    results = LintFile('page', blank(page)).lint(DEFAULT | dict(checks=CHECKS))
+    return [(*result.pos, result.check_result.message) for result in results]
+
+
+def blank(text: str) -> str:
+    """Return the text with spaces for blocks of code and addresses, and ``_`` for inline code."""
+    text = UNREAD.sub(lambda unread: re.sub(r'[^\n]', ' ', unread[0]), text)
+    return CODE.sub(lambda code: re.sub(r'[^\n]', '_', code[0]), text)
+
+
+def sentences(text: str) -> Iterator[re.Match]:
+    for block in BLOCK.finditer(text):
+        start = MARKER.match(text, *block.span()).end()
+        if start < block.end() and text[start] not in '#|!<':
+            yield from SENTENCE.finditer(text, start, block.end())
+
+
+def length(sentence: re.Match) -> int:
+    """Return the number of words. Code is one word."""
+    return sum('_' in word or any(map(str.isalnum, word)) for word in sentence[0].split())
+
+
+def long_sentences(text: str, check: Check) -> Iterator[CheckResult]:
+    for sentence in sentences(text):
+        if length(sentence) > LONGEST:
+            yield CheckResult(check.path, check.message.format(length(sentence)),
+                              sentence.span(), None)
+
+
+def long_mean(text: str, check: Check) -> Iterator[CheckResult]:
+    average = mean(map(length, sentences(text)))
+    if average > LONGEST_MEAN:
+        yield CheckResult(check.path, check.message.format(average), (1, len(text)), None)
+
+
+OURS = (
+    Check(types.PreferredForms(WORDS), path='ours.words', message='Write "{}", not "{}".'),
+    Check(types.ExistenceSimple(SECOND_IDEA), path='ours.ideas',
+          message='"{}" joins two ideas. Write two sentences.'),
+    Check(long_sentences, path='ours.sentence',
+          message=f'This sentence has {{}} words. Write at most {LONGEST}.'),
+    Check(long_mean, path='ours.mean',
+          message=f'The mean sentence has {{:.1f}} words. Write at most {LONGEST_MEAN}.'),
+)
+# Off: quotes and dots as people type them, "resume" without accents, planes of "10s", and code that
+# is named twice.
+OFF = ('typography', 'spelling', 'dates_times', 'lexical_illusions')
+CHECKS = {'ours': True, **DEFAULT['checks'], **dict.fromkeys(OFF, False)}
+
+if __name__ == '__main__':
+    main()

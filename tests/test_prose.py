@@ -1,0 +1,29 @@
+"""The prose linter finds what it should, and leaves code and tables alone."""
+import runpy
+
+import pytest
+
+from pages import PAGES, ROOT
+
+PROSE = runpy.run_path(str(ROOT / 'docs/prose.py'))
+SHORT = 'A short sentence. ' * 9
+
+
+@pytest.mark.parametrize(('text', 'line', 'message'), [
+    ('One.\n\nIt is mended now.', 3, 'Write "fix", not "mended".'),
+    ('Where there is a GPU, use it.', 1, 'Write "If", not "Where there".'),
+    ('This is so: it joins.', 1, '": it" joins two ideas. Write two sentences.'),
+    (f'{SHORT}\n- It has {"word " * 34}.', 2, 'This sentence has 36 words. Write at most 35.'),
+    (f'{"word " * 17}', 1, 'The mean sentence has 17.0 words. Write at most 16.'),
+    ('It is a a test.', None, None),
+    ('`mended`\n\n```bash\nmended\n```\n\n[a page](mended.md)', None, None),
+    (f'# {"word " * 40}\n\n| {"word " * 40} |\n\n1. A list.', None, None),
+    (f'`{"word " * 40}` is one word. So is [this]({"x" * 99}).', None, None),
+])
+def test_problems(text, line, message):
+    found = [(line, text) for line, _, text in PROSE['problems'](text)]
+    assert found == ([(line, message)] if message else [])
+
+
+def test_all_pages_are_linted():
+    assert sorted(PROSE['PAGES']) == PAGES
