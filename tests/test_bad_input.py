@@ -44,8 +44,8 @@ maps, image = zeros(1, 256, 4, 4), zeros(1, 3, 64, 64)
 
 # Words by which a remedy is known: what is taken, what to do, or a guess at what was meant.
 REMEDY = re.compile(
-    r'\b(must|expects|expected|takes|needs|needed|required|known|assert|not allowed|usage|did you|near'
-    r'|give|use|choose|make|fix|copy|download|install|complete|put|name|remove|add|check|set|pass|run'
+    r'\b(must|expects|expected|takes|needs|needed|required|known|assert|not allowed|usage|did you'
+    r'|near|give|use|choose|make|fix|copy|download|install|complete|put|name|remove|add|check|set|pass|run'
     r'|write|you (may|can))\b', re.I)
 
 

@@ -63,5 +63,5 @@ def _num_classes(config: Config) -> int:
     counts = [node[key] for node in dicts_below(config.model)
               for key in ('num_classes', 'num_things_classes') if key in node]
     if config.model.type != 'RPN' and not counts:
-        raise ValueError(f'{config.model.type} has no classes of objects, of which inputs are made')
+        raise ValueError(f'{config.model.type} has no object classes to make inputs of')
     return 1 if config.model.type == 'RPN' else min(counts)

@@ -1,4 +1,4 @@
-"""The results of detectors.py: docs/zoo/<stack>.json, and what docs/compatibility.md tells."""
+"""Write the results of detectors.py to docs/zoo/<stack>.json and docs/compatibility.md."""
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,17 +12,19 @@ BEGIN, END = '<!-- zoo: begin -->\n', '\n<!-- zoo: end -->'
 WORKS, CANNOT_RUN, FAILS = 'works', 'cannot run', 'fails'
 INTRODUCTION = """## In MMDetection's own configs
 
-Written by `make zoo`. A config of every family (folder) of MMDetection's zoo gets shuffle
-attention. Where the backbone takes plugins, it is in every bottleneck: by the *plugin*
-`ShuffleAttention` at `after_conv3`, and where the backbone is a `ResNet`, by `SAResNet` in its
-place. Elsewhere it is on the maps of more than one position behind the neck, or behind the
-backbone where the neck gives none, by `FeatureAttention`. Each detector is built without
-pretrained weights, computes loss and gradients of two small random images (or two frames), and
-predicts, on a CPU. It *works* if the loss is finite, every attention parameter that is not frozen
-has a finite gradient other than zero (of `FeatureAttention` in one of its layers), and there are
-predictions. What does not work is tried again as MMDetection has it, without attention: it
-*cannot run* here if that stops for the
-same reason, and *fails* if only attention stops it."""
+`make zoo` writes this. A config of every family (folder) of MMDetection's zoo gets shuffle
+attention:
+
+- In every bottleneck, if the backbone takes plugins, by the *plugin* `ShuffleAttention` at
+  `after_conv3`. A `ResNet` is also replaced by `SAResNet`.
+- Otherwise by `FeatureAttention`, on the maps with more than one position behind the neck, or
+  behind the backbone if the neck gives none.
+
+Each detector is built without pretrained weights. On a CPU, it computes loss and gradients of two
+small random images (or two frames), and predicts. It *works* if the loss is finite, there are
+predictions, and every attention parameter that isn't frozen has a finite gradient other than zero
+(for `FeatureAttention`, in one of its layers). If it doesn't work, it is tried without attention.
+It *cannot run* here if that stops for the same reason, and *fails* if only attention stops it."""
 
 
 def write(results: list[tuple[str, str | None, str, str, dict]]) -> str:
@@ -30,7 +32,7 @@ def write(results: list[tuple[str, str | None, str, str, dict]]) -> str:
 
     Args:
         results: name, config and backbone of a family, the route, and its result, which is empty
-            where the route does not lead into that backbone.
+            if the route does not lead into that backbone.
     """
     file = DOCS / 'zoo' / f'{versions()["stack"]}.json'
     earlier = json.loads(file.read_text()) if file.is_file() else {}
@@ -75,8 +77,8 @@ def _render() -> str:
                 'cannot run, fail, versions',
                 [_counts(stack, results) for stack, results in stacks.items()]), '',
         *_table('family, config, backbone, plugin, SAResNet, FeatureAttention, remarks', tried), '',
-        'Families without a detector of MMDetection that can be built here, which were not tried: '
-        f'{"; ".join(others)}.'])
+        'Families that were not tried, because they have no MMDetection detector that can be built '
+        f'here: {", ".join(others)}.'])
 
 
 def _counts(stack: str, results: dict) -> list:
