@@ -138,7 +138,7 @@ def test_ctrl_c(tmp_path, coco_root, monkeypatch, run_tool):
         raise KeyboardInterrupt
     monkeypatch.setattr('sa_mmdet.apps.paper.execute.bring_to_end', interrupt)
     code, output = run_tool('reproduce', *command(tmp_path / 'w', coco_root)[2:])
-    assert 'interrupted: the same command goes on from the last whole checkpoint' in code
+    assert 'interrupted: the same command resumes from the last whole checkpoint' in code
     assert '[1/1] retinanet_sa-r50 seed 0: not started' in output
 
 
@@ -156,11 +156,11 @@ def test_dry_run(tmp_path, coco_root, run_tool):
     (['--init', 'vgg=x.pth'], 'give resnet, or imagenet=PATH'),
     (['--init', 'imagenet=x.pth'], 'x.pth does not exist'),
     (['--eval-only', 'retinanet_r50'], 'give ROW=CHECKPOINT'),
-    (['--eval-only', 'retinanet_r50=x.pth', '--seeds', '2'], '--eval-only names its rows'),
+    (['--eval-only', 'retinanet_r50=x.pth', '--seeds', '2'], '--eval-only already names the rows'),
     (['--seeds', '0'], '--seeds must be at least 1, got 0'),
     (['--gpus', '-1'], '--gpus must be at least 0'),
     (['--table', '5'], 'invalid choice: 5'),
-    (['--table', '2', '3'], 'Tables 1 and 2 are of ImageNet, 3 and 4 of COCO'),
+    (['--table', '2', '3'], 'Tables 1 and 2 use ImageNet, 3 and 4 use COCO'),
     (['--table', '2', '--init', 'imagenet=x.pth'], '--init is for the detectors of Tables 3'),
     (['--check', '--work-dir', 'nowhere'], '--work-dir nowhere does not exist'),
     (['--check', '--work-dir', '.'], 'has no finished run'),

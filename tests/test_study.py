@@ -123,12 +123,12 @@ def test_check(finished, run_tool, tmp_path):
     code, output = run_tool('reproduce', '--check', '--work-dir', work_dir)
     assert code == 0
     assert f'{UNCONVERTED} seed 0: every figure is as reported' in output
-    assert 'report: is what the files of the runs give' in output
+    assert 'report: matches the files of the runs' in output
     path = work_dir / 'report/report.json'
     path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 2'))
     code, output = run_tool('reproduce', '--check', '--work-dir', work_dir)
     assert code == 1
-    assert 'report.json is not what the files of the runs give' in output
+    assert 'report.json does not match the files of the runs' in output
     code, output = run_tool('reproduce', '--report', '--work-dir', work_dir)
     assert run_tool('reproduce', '--check', '--work-dir', work_dir)[0] == 0
 
@@ -158,8 +158,8 @@ def test_nowhere_to_draw_is_found_first_and_the_work_dir_stays_free(tmp_path, ru
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['--study', 'shapes', '--table', '3'], 'leave out --table'),
-    (['--study', 'shapes', '--eval-only', 'mask-rcnn_r50=x.pth'], 'the study trains its own'),
+    (['--study', 'shapes', '--table', '3'], 'remove --table'),
+    (['--study', 'shapes', '--eval-only', 'mask-rcnn_r50=x.pth'], 'the study tests what it trains'),
     (['--study', 'shapes', '--init', 'imagenet=x.pth'], 'the study start from random weights'),
     (['--study', 'shapes', '--rows', 'mask-rcnn_sa-r101'], 'did you mean mask-rcnn_sa-r50'),
     (['--study', 'squares'], "invalid choice: 'squares'"),

@@ -95,7 +95,7 @@ def test_cam_of_boxes_of_two_models(draw):
         'plain.pth')
     assert len(files) == 1
     assert re.fullmatch(r'cam_000001_0-(circle|square|triangle)', *files)
-    assert 'there is no detection 500: 20 in all, numbered from 0' in printed
+    assert 'there is no detection 500: found 20, numbered from 0' in printed
     assert 'there is no detection 500' in page
     assert 'plain.py plain.pth' in page
 

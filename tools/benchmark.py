@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure what shuffle attention costs, beside what it is compared with, in one run."""
+"""Measure the time and memory of shuffle attention and of its alternatives in one run."""
 import argparse
 import json
 import logging
@@ -50,42 +50,47 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     op = commands.add_parser(
         'op', parents=[common_options(batch=1)],
-        help="the operator on the shapes of ResNet-50's stages, beside the formula, "
-        'torch.compile of the formula, and as floors clone and clone + add')
-    op.add_argument('--dtype', choices=(*NETWORK_DTYPES, 'float64'), default='float32')
+        help="the operator on the shapes of ResNet-50's stages, compared with its formula, "
+        'torch.compile of the formula, and the floors clone and clone + add')
+    op.add_argument('--dtype', choices=(*NETWORK_DTYPES, 'float64'), default='float32',
+                    help='type of the input (default: %(default)s)')
     op.add_argument('--implementation', choices=list(IMPLEMENTATIONS),
-                    help="of the operator; the device's by default")
+                    help="implementation of the operator (default: the device's)")
     op.add_argument('--bottleneck', action='store_true',
-                    help="the bottleneck's batch norm, attention, addition and ReLU in one, also "
-                    'beside these without the attention; the floors are add and add + clone + add')
+                    help='measure batch norm, attention, addition and ReLU in one operator, also '
+                    'compared with a bottleneck without attention; the floors are add and add + '
+                    'clone + add')
     op.add_argument('--no-compile', dest='compiled', action='store_false',
                     help='leave out torch.compile of the formula')
     instead = op.add_mutually_exclusive_group()
     instead.add_argument('--sweep', action='store_true',
-                         help='measure the operator by Triton with other plans instead')
+                         help='only measure the Triton operator, with other plans')
     instead.add_argument('--compile-only', action='store_true',
-                         help='measure nothing: registers, instructions and so on of the Triton '
-                         'kernels for compute capabilities 8.0, 9.0 and 10.0; no GPU is needed')
+                         help='measure nothing; print registers, instructions and so on of the '
+                         'Triton kernels for compute capabilities 8.0, 9.0 and 10.0, without a GPU')
     op.set_defaults(run=benchmark_operator)
     backbone = commands.add_parser(
         'backbone', parents=[common_options(batch=1), network_options()],
-        help='SAResNet beside plain ResNet and ResNet with the formula, in inference and training')
-    backbone.add_argument('--depth', type=int, choices=(50, 101, 152), default=50)
+        help='SAResNet compared with plain ResNet and ResNet with the formula, in inference and '
+        'training')
+    backbone.add_argument('--depth', type=int, choices=(50, 101, 152), default=50,
+                          help='depth of the ResNet (default: %(default)s)')
     backbone.set_defaults(run=benchmark_backbone)
     train = commands.add_parser(
         'train', parents=[common_options(batch=2), network_options()],
         help='the training step of a whole detector, with the same backbones')
     train.add_argument('config', nargs='?', type=Path, default=CONFIG,
-                       help=f'of a detector with SAResNet or AttentionResNet; {CONFIG.stem} '
-                       'by default')
+                       help='config of a detector with SAResNet or AttentionResNet (default: '
+                       f'{CONFIG.stem})')
     train.set_defaults(run=benchmark_training)
     deploy = commands.add_parser(
         'deploy', parents=[common_options(batch=1)],
-        help='SAResNet as trained and as deployed beside plain ResNet with folded batch norms, in '
-        'PyTorch, torch.compile, onnxruntime and OpenVINO, on the CPU in float32')
-    deploy.add_argument('--depth', type=int, choices=(50, 101, 152), default=50)
+        help='SAResNet as trained and as deployed, compared with plain ResNet with folded batch '
+        'norms, in PyTorch, torch.compile, onnxruntime and OpenVINO, on the CPU in float32')
+    deploy.add_argument('--depth', type=int, choices=(50, 101, 152), default=50,
+                        help='depth of the ResNet (default: %(default)s)')
     deploy.add_argument('--runtimes', nargs='+', choices=RUNTIMES, default=RUNTIMES,
-                        help='all by default')
+                        help='runtimes to measure (default: all)')
     deploy.set_defaults(run=benchmark_deployed, dtype='float32')
     args = parser.parse_args()
     check(args, parser)
@@ -93,33 +98,36 @@ def parse_args() -> argparse.Namespace:
 
 
 def common_options(batch: int) -> argparse.ArgumentParser:
-    """The options of every command; ``batch`` is the default of --batch."""
+    """Return the options of every command; ``batch`` is the default of --batch."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument('--batch', type=positive, default=batch,
-                         help=f'images; {batch} by default')
+                         help='images in a batch (default: %(default)s)')
     options.add_argument('--size', type=positive, nargs=2, default=(800, 1344),
-                         metavar=('HEIGHT', 'WIDTH'), help='of the images, multiples of 32')
-    options.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    options.add_argument('--channels-last', action='store_true')
+                         metavar=('HEIGHT', 'WIDTH'),
+                         help='size of the images, multiples of 32 (default: 800 1344)')
+    options.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu',
+                         help='such as cpu or cuda:0 (default: the GPU if there is one)')
+    options.add_argument('--channels-last', action='store_true',
+                         help='use the channels_last layout; in a detector, for the backbone')
     options.add_argument('--repeats', type=positive, default=15,
-                         help='rounds of which the median counts')
+                         help='rounds to take the median of (default: %(default)s)')
     options.add_argument('--threads', type=positive,
-                         help="on the CPU; PyTorch's choice by default")
+                         help="threads on the CPU (default: PyTorch's choice)")
     options.add_argument('--out', type=Path, metavar='FILE',
-                         help='write FILE.json, and a plot into FILE.png where there is one')
+                         help='write FILE.json, and FILE.png if there is a plot')
     return options
 
 
 def network_options() -> argparse.ArgumentParser:
-    """The options of the commands that run networks."""
+    """Return the options of the commands that run networks."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument('--dtype', choices=NETWORK_DTYPES, default='float32',
-                         help='of 16 bits: automatic mixed precision')
+                         help='16 bits mean automatic mixed precision (default: %(default)s)')
     options.add_argument('--tf32', action=argparse.BooleanOptionalAction,
-                         help='on CUDA in float32: TF32 in convolutions and matrix products, or in '
-                         "neither; PyTorch's choice by default")
+                         help='on CUDA in float32: use TF32 in convolutions and matrix products, '
+                         "or in neither (default: PyTorch's choice)")
     options.add_argument('--formula', action=argparse.BooleanOptionalAction, default=True,
-                         help='measure ResNet with the formula too, which is slow')
+                         help='also measure ResNet with the formula, which is slow')
     return options
 
 
@@ -131,7 +139,7 @@ def positive(text: str) -> int:
 
 
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """End with a message where the options do not fit, or fit nothing here."""
+    """End with a message if the options don't fit each other or this machine."""
     if any(side % 32 for side in args.size):
         parser.error(f'--size must be multiples of 32, got {args.size[0]} {args.size[1]}')
     try:
@@ -139,12 +147,12 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     except (RuntimeError, AssertionError) as error:
         parser.error(f'--device {args.device}: {reason(error)}')
     if args.device.type not in ('cpu', 'cuda'):
-        parser.error(f'--device must be cpu or cuda, where time and memory can be measured, got '
-                     f'{args.device}')
+        parser.error(f'--device {args.device}: use cpu or cuda, since time and memory can be '
+                     'measured only there')
     if args.command == 'op' and (args.sweep or args.compile_only):
         if args.implementation not in (None, 'triton'):
-            parser.error(f'--implementation {args.implementation}: --sweep and --compile-only are '
-                         "for Triton's kernels")
+            parser.error(f'--implementation {args.implementation}: --sweep and --compile-only need '
+                         'triton')
         args.implementation = 'triton'
     if args.command == 'deploy':
         check_runtimes(args, parser)
@@ -153,7 +161,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error('--tf32 and --no-tf32 are for float32 on CUDA')
     if args.out is not None:
         if not args.out.name:
-            parser.error(f'--out {args.out}: give the name of a file, without its suffix')
+            parser.error(f'--out {args.out}: give a file name without its suffix')
         for suffix in OUTPUTS:
             if problem := file_problem(args.out.with_suffix(suffix)):
                 parser.error(f'--out: {problem}')
@@ -161,16 +169,16 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def check_runtimes(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.device.type != 'cpu' or args.channels_last:
-        parser.error('deploy is measured on the CPU, where the runtimes choose the layout: use '
-                     '--device cpu, without --channels-last')
+        parser.error('deploy runs on the CPU, where the runtimes choose the layout: use --device '
+                     'cpu without --channels-last')
     for runtime in args.runtimes:
         if missing := missing_package(runtime):
-            parser.error(f'--runtimes {runtime}: {missing} is not installed: pip install '
-                         f'{missing}, or choose others of {", ".join(RUNTIMES)}')
+            parser.error(f'--runtimes {runtime}: {missing} is not installed. Run pip install '
+                         f'{missing}, or choose from {", ".join(RUNTIMES)}')
 
 
 def benchmark_operator(args: argparse.Namespace) -> None:
-    """Measure the operator, print, and write what was asked for."""
+    """Measure the operator, print the results, and write the files that were asked for."""
     case = case_of(args, OperatorCase, implementation=args.implementation, compiled=args.compiled,
                    bottleneck=args.bottleneck, sweep=args.sweep)
     subject = 'shuffle attention' + ' in the bottleneck' * args.bottleneck
@@ -184,16 +192,17 @@ def benchmark_operator(args: argparse.Namespace) -> None:
 
 
 def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) -> None:
-    """Compile the Triton kernels for GPUs, print what they take, and write it if asked for."""
+    """Compile the Triton kernels, print what they use, and write it to a file if asked for."""
     if case.dtype not in triton_launch.DTYPES:
         sys.exit(f'error: Triton takes {", ".join(map(str, triton_launch.DTYPES))}, not '
                  f'{case.dtype}: change --dtype')
     if triton_launch.INTERPRETED:
-        sys.exit('error: TRITON_INTERPRET is set, with which nothing is compiled: unset it')
+        sys.exit('error: TRITON_INTERPRET is set, so nothing is compiled: unset it')
     try:
         from triton import knobs  # noqa: F401
     except ImportError as error:
-        sys.exit(f'error: {error}: --compile-only needs Triton 3.4 or newer, pip install triton')
+        sys.exit(f'error: {error}: --compile-only needs Triton 3.4 or newer. Run pip install '
+                 'triton')
     from sa_mmdet.apps.speed.compiled import compile_operator
     rows = measure(args, compile_operator(case), title, compiled_table)
     print(*compiled_lines(rows), sep='\n')
@@ -201,19 +210,19 @@ def compile_kernels(args: argparse.Namespace, case: OperatorCase, title: str) ->
 
 
 def benchmark_backbone(args: argparse.Namespace) -> None:
-    """Measure the backbones, print, and write what was asked for."""
+    """Measure the backbones, print the results, and write the files that were asked for."""
     case = case_of(args, BackboneCase, formula=args.formula, depth=args.depth)
     report_networks(args, case, measure_backbone(case), f'ResNet-{args.depth}')
 
 
 def benchmark_training(args: argparse.Namespace) -> None:
-    """Measure a detector's training step, print, and write what was asked for."""
+    """Measure a detector's training step, print the results, and write the files asked for."""
     case = case_of(args, TrainCase, formula=args.formula, config=detector_config(args.config))
     report_networks(args, case, measure_training(case), args.config.stem)
 
 
 def benchmark_deployed(args: argparse.Namespace) -> None:
-    """Measure the backbones as they are deployed, print, and write what was asked for."""
+    """Measure the deployed backbones, print the results, and write the files asked for."""
     case = case_of(args, DeployCase, formula=False, depth=args.depth,
                    runtimes=tuple(args.runtimes))
     rows = report_networks(args, case, measure_deployed(case), f'ResNet-{args.depth} deployed')
@@ -221,14 +230,14 @@ def benchmark_deployed(args: argparse.Namespace) -> None:
 
 
 def case_of(args: argparse.Namespace, kind: type[Case], **options) -> Case:
-    """Return what is to be measured, by the options of every command and others."""
+    """Return the case to measure, from the options of every command and more."""
     return kind(batch=args.batch, height=args.size[0], width=args.size[1],
                 dtype=getattr(torch, args.dtype), device=args.device,
                 channels_last=args.channels_last, repeats=args.repeats, **options)
 
 
 def detector_config(path: Path) -> Config:
-    """The config of a detector to compare; ends with a message where it is none."""
+    """Return the config of the detector to compare; end with a message if it is another."""
     try:
         config = read_config(path)
         check_config(config)
@@ -241,8 +250,8 @@ def detector_config(path: Path) -> Config:
 
 def report_networks(args: argparse.Namespace, case: Case, rows: Iterator[dict],
                     subject: str) -> list[dict]:
-    """Measure networks, print, write what was asked for, and return the rows."""
-    MMLogger.get_current_instance().setLevel(logging.WARNING)  # how each parameter starts is noise
+    """Measure networks, print the results, write the files asked for, and return the rows."""
+    MMLogger.get_current_instance().setLevel(logging.WARNING)  # it logs how each parameter starts
     implementation = implementation_name(args, case)
     title = describe(args, f'{subject}, shuffle attention by {implementation!r}')
     rows = measure(args, rows, title, comparison_table)
@@ -252,7 +261,7 @@ def report_networks(args: argparse.Namespace, case: Case, rows: Iterator[dict],
 
 
 def implementation_name(args: argparse.Namespace, case: Case) -> str:
-    """The implementation of the operator that computes the case."""
+    """Return the name of the implementation that computes the case."""
     try:
         chosen = choose(torch.empty(0, dtype=case.dtype, device=case.device),
                         getattr(args, 'implementation', None))
@@ -262,14 +271,14 @@ def implementation_name(args: argparse.Namespace, case: Case) -> str:
 
 
 def describe(args: argparse.Namespace, subject: str) -> str:
-    """The title of a measurement."""
+    """Return the title of a measurement."""
     machine = describe_machine(args.device)
     return (f'{subject}, {describe_case(args)}: {machine["device"]}'
             + (f', {machine["threads"]} threads' if machine['threads'] else ''))
 
 
 def describe_case(args: argparse.Namespace) -> str:
-    """What is measured, wherever it is."""
+    """Return the part of the title that doesn't depend on the machine."""
     tf32 = {True: ', TF32', False: ', no TF32'}.get(getattr(args, 'tf32', None), '')
     return (f'batch {args.batch}, {args.size[0]}×{args.size[1]}, {args.dtype}{tf32}'
             + ', channels_last' * args.channels_last)
@@ -277,20 +286,20 @@ def describe_case(args: argparse.Namespace) -> str:
 
 def measure(args: argparse.Namespace, rows: Iterator[dict], title: str,
             table: Callable[[list[dict]], Table]) -> list[dict]:
-    """Measure, and print the title and the table; the rows."""
+    """Measure, print the title and the table, and return the rows."""
     print(title, flush=True)
     try:
         rows = list(rows)
     except (RuntimeError, ValueError) as error:  # out of memory, a type that a layer lacks, ...
-        sys.exit(f'error: not measured in {args.dtype} on {args.device}: {reason(error)}. Choose '
-                 'another --dtype, or a smaller --size or --batch')
+        sys.exit(f'error: the measurement in {args.dtype} on {args.device} failed: '
+                 f'{reason(error)}. Choose another --dtype, or a smaller --size or --batch')
     Console(width=None if sys.stdout.isatty() else 110).print(table(rows))
     return rows
 
 
 def write(args: argparse.Namespace, title: str, rows: list[dict],
           plot: Callable[[list[dict], str], bytes] | None = None) -> None:
-    """Write the rows if asked for, and a plot of them."""
+    """Write the rows, and a plot of them, if asked for."""
     if args.out:
         command = shlex.join(['python', 'tools/benchmark.py', *sys.argv[1:]])
         content = dict(command=command, title=title, machine=describe_machine(args.device),

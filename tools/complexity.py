@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Count parameters and operations: of a table of the paper beside its figures, or of any config.
+"""Count parameters and operations of any config, or of a table to compare with the paper.
 
-One multiply-add is one operation. Two conventions: the paper's, and MMEngine's current one.
+One multiply-add is one operation. Two conventions are counted: the paper's and MMEngine's current.
 """
 import argparse
 import json
@@ -38,12 +38,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument('config', nargs='?', type=Path,
-                      help='config of a detector, or one of configs/imagenet')
+                      help='config of a detector, or a config of configs/imagenet')
     what.add_argument('--table', type=int, nargs='+', choices=(1, 2, 3), help='check tables of the '
-                      'paper: 1 and 2 are classifiers at 224x224, 3 detectors')
+                      'paper: 1 and 2 (classifiers at 224x224), 3 (detectors)')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
-                        help="of a config's image; {} {} by default, of a classifier {} {}, as in "
-                        'the paper'.format(*DETECTION_SHAPE, *CLASSIFICATION_SHAPE))
+                        help="image size for a config (default: the paper's, {} {}, or {} {} for a "
+                        'classifier)'.format(*DETECTION_SHAPE, *CLASSIFICATION_SHAPE))
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the rows to this file')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def check_table(table: int) -> tuple[list[dict], bool]:
-    """Print a table; the rows, and whether all is as the paper prints it or known not to be."""
+    """Print a table; return its rows, and whether it matches the paper but for known slips."""
     console = Console(stderr=True)
     rows = list(track(compute_table(table, CONFIGS), f'Table {table}', len(load_table(table)),
                       console=console, transient=True))
@@ -97,23 +97,22 @@ def count_config(args: argparse.Namespace) -> list[dict]:
 
 
 def count_detector(config: Config, shape: list[int] | None) -> tuple[tuple, list[Complexity]]:
-    """The shape that is counted, and the two counts."""
+    """Return the image shape, and the counts in both conventions."""
     check_detector(config)
     shape = tuple(shape or DETECTION_SHAPE)
     return shape, [detector_complexity(config, convention, shape) for convention in CONVENTIONS]
 
 
 def count_classifier(config: Config, shape: list[int] | None) -> tuple[tuple, list[Complexity]]:
-    """As ``count_detector``; of MMPretrain the configs alone are needed, it is not imported."""
+    """Return what ``count_detector`` does. It needs MMPretrain's configs, but doesn't import it."""
     parts = [(config.get('model') or {}).get(part) or {} for part in ('backbone', 'neck', 'head')]
     backbone, _, head = parts
     kinds = [part.get('type') for part in parts]
     if not str(kinds[0]).startswith('mmdet.') or kinds[1:] != ['GlobalAveragePooling',
                                                                'LinearClsHead']:
-        raise ValueError(f'config {config.filename}: of classifiers those are counted that have a '
-                         'backbone of MMDetection (mmdet.), GlobalAveragePooling and '
-                         'LinearClsHead, as in configs/imagenet, found '
-                         f'{", ".join(map(str, kinds))}')
+        raise ValueError(f'config {config.filename}: found {", ".join(map(str, kinds))}: expected '
+                         'a classifier with a backbone of MMDetection (mmdet.), '
+                         'GlobalAveragePooling and LinearClsHead, as in configs/imagenet')
     shape = tuple(shape or CLASSIFICATION_SHAPE)
     return shape, [classifier_complexity(backbone, convention, shape, head.num_classes)
                    for convention in CONVENTIONS]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Reproduce the tables of the paper: train and test their rows, and report.
+"""Reproduce the tables of the paper: train and test their rows, and write a report.
 
-Tables 3 and 4 (detectors on COCO) by default; --table 1 2 for the classifiers of ImageNet, from
-which the detectors may start; --study shapes for a small comparison, with several seeds, on images
-that it draws. Interrupted in any way, the same command goes on where it was. All paths may be
-relative to the folder of the command.
+Tables 3 and 4 (detectors on COCO) are the default. `--table 1 2` runs the ImageNet classifiers,
+whose weights can start the detectors. `--study shapes` runs a small comparison with several seeds,
+on images that it draws. After any interruption, the same command resumes. Paths may be relative to
+the current folder.
 """
 import argparse
 import shlex
@@ -44,45 +44,45 @@ SEEDS_OF_A_STUDY = 5
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--table', type=int, nargs='+', choices=TASKS,
-                        help='1 and 2 (ImageNet), or 3 and 4 (COCO), which are the default')
-    parser.add_argument('--study', choices=STUDIES, help='in place of a table: does attention help '
-                        'Mask R-CNN on drawn shapes, and do converted weights?')
-    parser.add_argument('--rows', nargs='+', default=[], metavar='ROW', help='of these tables, '
-                        "or of the study, such as mask-rcnn_sa-r50 or 'retinanet_*'; all by "
-                        'default')
-    parser.add_argument('--data-root', type=Path,
-                        help='COCO 2017 (data/coco by default), ImageNet (data/imagenet), or '
-                        'where the images of the study are drawn (data/textured_shapes)')
-    parser.add_argument('--work-dir', type=Path, help='folder of the runs, and of '
-                        'report/report.md; work_dirs/reproduce by default, of Tables 1 and 2 '
-                        'work_dirs/imagenet, of the study work_dirs/study')
+                        help='tables of the paper: 1 and 2 (ImageNet), or 3 and 4 (COCO) '
+                        '(default: 3 4)')
+    parser.add_argument('--study', choices=STUDIES, help='instead of a table: do attention and '
+                        'converted weights help Mask R-CNN on drawn shapes?')
+    parser.add_argument('--rows', nargs='+', default=[], metavar='ROW', help='rows of these tables '
+                        "or of the study, such as mask-rcnn_sa-r50 or 'retinanet_*' (default: all)")
+    parser.add_argument('--data-root', type=Path, help='folder of the data (default: data/coco, '
+                        'data/imagenet, or data/textured_shapes, where the study draws its images)')
+    parser.add_argument('--work-dir', type=Path, help='folder for the runs and report/report.md '
+                        '(default: work_dirs/reproduce, work_dirs/imagenet for Tables 1 and 2, or '
+                        'work_dirs/study)')
     where = parser.add_argument_group('where to run')
-    where.add_argument('--gpus', type=int, metavar='N', help='processes, one GPU each, by '
-                       'torchrun; 0 is the CPU; all GPUs by default, one for the study. The '
-                       "learning rate follows the batch (MMDetection's --auto-scale-lr)")
-    where.add_argument('--slurm', metavar='PARTITION', help='by srun, with --gpus N: 8 by '
-                       'default, one for the study')
+    where.add_argument('--gpus', type=int, metavar='N', help='processes, one per GPU, started by '
+                       'torchrun; 0 means the CPU (default: all GPUs, 1 for the study). The '
+                       "learning rate scales with the batch (MMDetection's --auto-scale-lr)")
+    where.add_argument('--slurm', metavar='PARTITION', help='run with srun on this partition; '
+                       '--gpus then defaults to 8, 1 for the study')
     what = parser.add_argument_group('what to run')
-    what.add_argument('--seeds', type=int, metavar='K', help='train every row with seeds '
-                      f'0 ... K-1; 1 by default, {SEEDS_OF_A_STUDY} for the study')
+    what.add_argument('--seeds', type=int, metavar='K', help='train every row with seeds 0 to K-1 '
+                      f'(default: 1, {SEEDS_OF_A_STUDY} for the study)')
     what.add_argument('--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
-                      help="resnet: torchvision's, as the configs say; imagenet=PATH [PATH ...]: "
-                      'backbones trained on ImageNet with their attention, found by their content, '
-                      'or the work dir of Tables 1 and 2; for Tables 3 and 4')
+                      help="start weights, for Tables 3 and 4. resnet: torchvision's, as in the "
+                      'configs. imagenet=PATH [PATH ...]: backbones trained on ImageNet with their '
+                      'attention, each recognized by its content, or the work dir of Tables 1 and '
+                      '2 (default: resnet)')
     what.add_argument('--cfg-options', nargs='+', action=Overrides, default={},
                       help='override settings of all configs: key=value ...')
     what.add_argument('--eval-only', nargs='+', metavar='ROW=CHECKPOINT',
-                      help='test these models instead of training')
+                      help='test these checkpoints instead of training')
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument('--dry-run', action='store_true', help='list runs and commands and check all '
-                      'that could fail later; nothing is started')
+    mode.add_argument('--dry-run', action='store_true', help='list the runs and commands and check '
+                      'everything that could fail later; start nothing')
     mode.add_argument('--report', action='store_true',
-                      help='only write the report of what is finished')
+                      help='only write the report of the finished runs')
     mode.add_argument('--check', action='store_true', help='evaluate the saved predictions of the '
-                      'finished runs again and compare')
+                      'finished runs again and compare the figures')
     args = parser.parse_args()
     if args.study and args.table:
-        parser.error(f'--study {args.study} is no table of the paper: leave out --table')
+        parser.error(f'--study {args.study} runs no table of the paper: remove --table')
     try:
         args.table = args.table or list(DATASETS['COCO'])
         args.dataset = args.study or dataset_of(args.table)
@@ -104,17 +104,18 @@ def parse_args() -> argparse.Namespace:
     if args.gpus < (1 if args.slurm else 0):
         parser.error(f'--gpus must be at least {1 if args.slurm else 0}, got {args.gpus}')
     if args.study and args.eval_only:
-        parser.error('--eval-only is for the rows of the tables: the study trains its own')
+        parser.error('--eval-only is for the tables: remove it, the study tests what it trains')
     if args.eval_only and (args.rows or args.seeds > 1 or args.init != ['resnet']):
-        parser.error('--eval-only names its rows: --rows, --seeds and --init are for training')
+        parser.error('--eval-only already names the rows: remove --rows, --seeds and --init, which '
+                     'are for training')
     if args.init != ['resnet'] and benchmark is not BENCHMARKS['COCO']:
-        parser.error('--init is for the detectors of Tables 3 and 4: classifiers and the study '
-                     'start from random weights')
+        parser.error('--init is for the detectors of Tables 3 and 4: remove it, since classifiers '
+                     'and the study start from random weights')
     return args
 
 
 def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
-    """The runs that the command line asks for."""
+    """Return the runs that the command line asks for, and their settings."""
     checkpoints = parse_checkpoints(args.eval_only or [])
     rows = study_rows(args.rows) if args.study else select_rows(
         args.table, list(checkpoints) or args.rows)
@@ -130,7 +131,7 @@ def plan(args: argparse.Namespace) -> tuple[list[Run], Settings]:
 
 
 def parse_init(values: list[str]) -> tuple[str, list[Path]]:
-    """'resnet', or 'imagenet' with the paths after its '='."""
+    """Return 'resnet' or 'imagenet', and the paths after 'imagenet='."""
     start, _, first = values[0].partition('=')
     paths = [Path(path).resolve() for path in (first, *values[1:]) if path]
     if start not in ('resnet', 'imagenet') or (start == 'imagenet') != bool(paths):
@@ -140,7 +141,7 @@ def parse_init(values: list[str]) -> tuple[str, list[Path]]:
 
 
 def parse_checkpoints(values: list[str]) -> dict[str, Path]:
-    """The checkpoints to test, by the names of their rows."""
+    """Return the checkpoints to test, by row name."""
     checkpoints = {}
     for value in values:
         row, equals, path = value.partition('=')
@@ -155,7 +156,7 @@ def parse_checkpoints(values: list[str]) -> dict[str, Path]:
 
 
 def tell(subject: str, problems: list[str], otherwise: str) -> bool:
-    """Print the problems of a subject, or what holds otherwise; whether there are none."""
+    """Print the problems of a subject, or ``otherwise``; return whether there are none."""
     for problem in problems:
         print(f'error: {subject}: {problem}', file=sys.stderr)
     if not problems:
@@ -164,7 +165,7 @@ def tell(subject: str, problems: list[str], otherwise: str) -> bool:
 
 
 def show(runs: list[Run]) -> None:
-    """Print every run's state, and the commands that it takes."""
+    """Print every run's state, and the commands that it needs."""
     table = Table('run', 'state')
     for run in runs:
         table.add_row(run.name, run.state())
@@ -179,17 +180,17 @@ def show(runs: list[Run]) -> None:
         print(shlex.join(test_command(run, checkpoint)))
     unwritten = [run for run in runs if not run.config_file.is_file()]
     if unwritten:
-        print(f'({len(unwritten)} of the configs are written when their runs start)')
+        print(f'({len(unwritten)} of these configs are written when their runs start)')
 
 
 def results_in(work_dir: Path) -> dict[Path, dict]:
-    """The results of the finished runs of a work dir, by their folders."""
+    """Return the results of a work dir's finished runs, by run folder."""
     return {path.parent: read_result(path)
             for path in sorted(work_dir.glob('*/seed*/result.json'))}
 
 
 def report(work_dir: Path, dataset: str) -> Path:
-    """Write the report of the finished runs; where there is none yet, of this data set."""
+    """Write the report of the finished runs; if there are none, an empty one for this data set."""
     results = results_in(work_dir)
     dataset = next((benchmark_of(result).name for result in results.values()), dataset)
     if dataset in STUDIES:
@@ -198,21 +199,21 @@ def report(work_dir: Path, dataset: str) -> Path:
 
 
 def check(work_dir: Path) -> bool:
-    """Evaluate all saved predictions again; whether every figure is as reported."""
+    """Evaluate all saved predictions again; return whether every figure is as reported."""
     results = results_in(work_dir)
     if not results:
-        raise ReproduceError(f'{work_dir} has no finished run')
+        raise ReproduceError(f'{work_dir} has no finished run: give the work dir of finished runs')
     well = [tell(f'{result["row"]} seed {result["seed"]}',
                  benchmark_of(result).check_result(result, folder), 'every figure is as reported')
             for folder, result in results.items()]
     if any(benchmark_of(result).name in STUDIES for result in results.values()):
         well.append(tell('report', report_problems(work_dir / 'report', results),
-                         'is what the files of the runs give'))
+                         'matches the files of the runs'))
     return all(well)
 
 
 def train_and_test(runs: list[Run], settings: Settings, dataset: str) -> bool:
-    """Bring all runs to their end; whether all of them have a result."""
+    """Finish all runs; return whether all of them have a result."""
     save_settings(settings)
     BENCHMARKS[dataset].prepare(settings.data_root)
     failures = run_all(runs, settings, after_each=lambda: report(settings.work_dir, dataset))
@@ -230,7 +231,8 @@ def main() -> None:
         if args.report or args.check:
             if not args.work_dir.is_dir():
                 found = 'is not a folder' if args.work_dir.exists() else 'does not exist'
-                raise ReproduceError(f'--work-dir {args.work_dir} {found}: give that of the runs')
+                raise ReproduceError(f'--work-dir {args.work_dir} {found}: give the folder of the '
+                                     'runs')
             if args.check:
                 sys.exit(0 if check(args.work_dir) else 1)
             print(report(args.work_dir, args.dataset))
@@ -247,9 +249,9 @@ def main() -> None:
     except (ConfigError, ReproduceError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        sys.exit(f'error: {error}. Nothing that was finished is lost: the same command goes on')
+        sys.exit(f'error: {error}. No finished work is lost: the same command resumes')
     except KeyboardInterrupt:
-        sys.exit('\ninterrupted: the same command goes on from the last whole checkpoint')
+        sys.exit('\ninterrupted: the same command resumes from the last whole checkpoint')
 
 
 if __name__ == '__main__':

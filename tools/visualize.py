@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw what a detector sees: predictions, Grad-CAM, attention gates, or groups of channels.
 
-Writes PNGs and one HTML page that holds them all. See docs/visualize.md, and MODE --help.
+Writes PNGs and one HTML page with all of them. See docs/visualize.md and MODE --help.
 """
 import argparse
 import shlex
@@ -46,19 +46,20 @@ def parse_args() -> argparse.Namespace:
     modes = parser.add_subparsers(dest='mode', metavar='MODE', required=True)
     common, targets = common_options(), target_options()
     modes.add_parser('predict', parents=[common],
-                     help='boxes, masks and scores, beside the ground truth where it is known')
+                     help='boxes, masks and scores, next to the ground truth if it is known')
     cam = modes.add_parser('cam', parents=[common, targets],
-                           help="Grad-CAM of the detector's scores, of two models side by side")
-    cam.add_argument('--layer', default='backbone.layer4.2', help='default: %(default)s')
+                           help="Grad-CAM of a detector's scores, or of two detectors' scores")
+    cam.add_argument('--layer', default='backbone.layer4.2',
+                     help='layer of the map (default: %(default)s)')
     cam.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'),
-                     help='a second model, drawn beside the first')
+                     help='a second model to draw next to the first')
     modes.add_parser('gates', parents=[common],
-                     help='the gates of all attention layers, beside their neutral constants')
+                     help='the gates of all attention layers, and their neutral constants')
     groups = modes.add_parser(
         'groups', parents=[common, targets],
         help='response and score of each group before and after the channel shuffle')
     groups.add_argument('--layer', default='backbone.layer4.2.sa',
-                        help='a ShuffleAttention; default: %(default)s')
+                        help='a ShuffleAttention layer (default: %(default)s)')
     args = parser.parse_args()
     check(args, parser)
     return args
@@ -68,16 +69,17 @@ def common_options() -> argparse.ArgumentParser:
     """Return the options of every mode."""
     options = argparse.ArgumentParser(add_help=False)
     options.add_argument('config', type=Path, help='config of the detector')
-    options.add_argument('checkpoint', type=Path, help='its weights, as training leaves them')
-    options.add_argument('input', type=Path, nargs='?', help="an image, or a folder of images; "
-                         "without it, the config's test data set")
+    options.add_argument('checkpoint', type=Path, help='trained weights of the detector')
+    options.add_argument('input', type=Path, nargs='?', help='an image or a folder of images '
+                         "(default: the config's test data set)")
     options.add_argument('--out-dir', type=Path, default=Path('work_dirs/visualize'),
-                         help='folder for the PNGs and MODE.html; default: %(default)s')
+                         help='folder for the PNGs and MODE.html (default: %(default)s)')
     options.add_argument('--images', type=int, default=2,
-                         help='images at most; default: %(default)s')
+                         help='maximum number of images (default: %(default)s)')
     options.add_argument('--pred-score-thr', type=float, default=0.3,
-                         help='the score from which a detection counts; default: %(default)s')
-    options.add_argument('--device', help='such as cpu or cuda:0; default: the GPU if there is one')
+                         help='lowest score that counts as a detection (default: %(default)s)')
+    options.add_argument('--device',
+                         help='such as cpu or cuda:0 (default: the GPU if there is one)')
     options.add_argument('--cfg-options', nargs='+', action=Overrides,
                          help='override settings: key=value ...')
     return options
@@ -87,21 +89,21 @@ def target_options() -> argparse.ArgumentParser:
     """Return the options of the modes that explain scores."""
     options = argparse.ArgumentParser(add_help=False)
     which = options.add_mutually_exclusive_group()
-    which.add_argument('--classes', nargs='+', metavar='NAME', help='classes whose scores are '
-                       'explained; default: the two best of each image')
+    which.add_argument('--classes', nargs='+', metavar='NAME', help='classes whose scores to '
+                       'explain (default: the two best of each image)')
     which.add_argument('--boxes', nargs='+', type=int, metavar='NUMBER', help='single detections '
-                       'instead, by their numbers in the pictures of predict')
+                       'to explain instead, by their numbers in the pictures of predict')
     return options
 
 
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """End with a message where the options make no sense."""
+    """End with a message if the options make no sense."""
     if args.images < 1:
         parser.error(f'--images must be at least 1, got {args.images}')
     if not 0 <= args.pred_score_thr <= 1:
-        parser.error(f'--pred-score-thr must be from 0 to 1, got {args.pred_score_thr}')
+        parser.error(f'--pred-score-thr must be between 0 and 1, got {args.pred_score_thr}')
     if min(getattr(args, 'boxes', None) or [0]) < 0:
-        parser.error(f'--boxes must be numbers from 0, got {min(args.boxes)}')
+        parser.error(f'--boxes must be at least 0, got {min(args.boxes)}')
     if problem := folder_problem(args.out_dir):
         parser.error(f'--out-dir: {problem}: choose another')
 
@@ -118,13 +120,13 @@ def read_detector_config(path: Path, overrides: dict | None = None) -> Config:
     config = read_config(path, overrides)
     check_detector(config)
     if not isinstance(config.get('test_dataloader'), dict):
-        raise ConfigError(f'config {path} has no test_dataloader, which tells how images are '
-                          'prepared: give the config of a detector with its data')
+        raise ConfigError(f'config {path} has no test_dataloader, which says how to prepare '
+                          'images: give the config of a detector with its data')
     return config
 
 
 def visualize(args: argparse.Namespace) -> Path:
-    """Draw and write everything; the path of the page."""
+    """Draw and write everything; return the path of the page."""
     if args.mode in ('cam', 'groups'):
         check_captum()
     device = find_device(args.device)
@@ -150,12 +152,12 @@ def visualize(args: argparse.Namespace) -> Path:
 
 
 def other_name(config: Path, compared: Path) -> str:
-    """A name in pictures that is not the first detector's."""
+    """Return a name for pictures that differs from the first detector's."""
     return compared.stem if compared.stem != config.stem else f'{compared.stem} (compared)'
 
 
 def facts(args: argparse.Namespace, device: str) -> dict[str, str]:
-    """Return what the page tells of the models and the machine."""
+    """Return what the page says about the models and the machine."""
     compared = getattr(args, 'compare', None)
     return {
         'config': str(args.config),
@@ -174,9 +176,9 @@ def main() -> None:
     except (CheckpointError, ConfigError) as error:
         sys.exit(f'error: {error}')
     except OSError as error:
-        sys.exit(f'error: {error}: see to the file, or choose another --out-dir')
+        sys.exit(f'error: {error}: fix the file, or choose another --out-dir')
     except KeyboardInterrupt:
-        sys.exit(f'interrupted: what was drawn so far is in {args.out_dir}')
+        sys.exit(f'interrupted: the pictures drawn so far are in {args.out_dir}')
     print(f'all on one page: {page}')
 
 

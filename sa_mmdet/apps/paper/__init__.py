@@ -1,1 +1,1 @@
-"""The tables of the paper: counted, trained, tested and reported."""
+"""The tables of the paper: count, train, test and report them."""

@@ -1,4 +1,4 @@
-"""The tables as pictures."""
+"""Charts of the paper's tables."""
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,11 +12,11 @@ KIND_COLOURS = {'none': COLOURS['grey'], 'SE': COLOURS['orange'], 'CBAM': COLOUR
 
 
 def draw_table(table: int, summaries: list[Summary]) -> bytes:
-    """Return the first metric of every row, and its gain over the row without attention, as a PNG.
+    """Draw the first metric of every row, and its gain over the row without attention, as a PNG.
 
-    In Table 1 the gain is over the whole module. Bars are measured, with the standard deviation
-    over seeds; black lines are the paper's, drawn where both are of the same images. A row that was
-    not run has no bar.
+    In Table 1 the gain is over the whole module. Bars show what was measured, with the standard
+    deviation over seeds. Black lines show the paper's values, if both are for the same images. A
+    row that was not run has no bar.
     """
     comparable = all(summary.comparable for summary in summaries)
     task = TASKS[table]

@@ -1,4 +1,4 @@
-"""Everything that could fail after days, tried in seconds before anything starts."""
+"""Checks that find in seconds, before anything starts, what could fail after days."""
 import functools
 import json
 import shutil
@@ -35,12 +35,12 @@ SETTINGS_FILE = 'settings.json'
 
 
 def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    """Try what could fail later.
+    """Check everything that could fail later.
 
     Yields:
-        The name of a check, and what it found wrong: sentences for people, nothing if all is well.
+        The name of a check and the problems that it found, as sentences: none if all is well.
     """
-    benchmark = runs[0].benchmark  # the rows of a command are of one
+    benchmark = runs[0].benchmark  # all rows of a command have the same
     missing = benchmark.software_problem()
     yield 'software', [missing] if missing else list(_software_problems(benchmark, settings))
     if missing:
@@ -60,7 +60,7 @@ def find_problems(runs: list[Run], settings: Settings) -> Iterator[tuple[str, li
 
 
 def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
-    """Return the configs by row, and a sentence for each whose model does not build."""
+    """Return the configs by row, and a sentence for each whose model cannot be built."""
     configs, problems = {}, []
     for run in runs:
         if run.row.name in configs:
@@ -70,18 +70,18 @@ def _build_configs(runs: list[Run]) -> tuple[dict[str, Config], list[str]]:
             build_model(run.config)
             _check_parts(run)
         except Exception as error:  # a config can be wrong in any way
-            problems.append(f'{run.row.name}: its config does not build: {reason(error)}')
+            problems.append(f'{run.row.name}: its config cannot be built: {reason(error)}')
     return configs, problems
 
 
 def _check_parts(run: Run) -> None:
-    """Raise ValueError where a part that every run needs is missing or has another form."""
+    """Raise ValueError if a part that every run needs is missing or malformed."""
     config = run.config
     for split in SPLITS:
         for part in ('dataloader', 'evaluator') if split != 'train' else ('dataloader', ):
             name = f'{split}_{part}'
             if not config.get(name):
-                raise ValueError(f'it has {name}={config.get(name)!r}, which every run needs')
+                raise ValueError(f'{name} is {config.get(name)!r}, but every run needs one')
         dataset = config[f'{split}_dataloader'].get('dataset', {})
         for key in run.benchmark.dataset_keys:
             if not dataset.get(key):
@@ -94,19 +94,19 @@ def _software_problems(benchmark: Benchmark, settings: Settings) -> Iterator[str
     tools = tools_of(benchmark.scope)
     missing = [name for name in ('train.py', 'test.py') if not (tools / name).is_file()]
     if missing:
-        yield (f'{", ".join(missing)} of {benchmark.scope} are not in {tools}: install it from a '
+        yield (f'{benchmark.scope} has no {", ".join(missing)} in {tools}: install it from a '
                'wheel')
     if settings.slurm:
         if shutil.which('srun') is None:
-            yield '--slurm needs srun, which is not on the PATH of this machine'
+            yield '--slurm needs srun, which is not on the PATH: run this on a machine with Slurm'
         return
     found = torch.cuda.device_count()
     if settings.gpus > found:
-        yield (f'too few GPUs: --gpus {settings.gpus}, but PyTorch sees {found}. Give --gpus '
-               f'{found}' + (', one process on the CPU' if not found else ''))
+        yield (f'too few GPUs: --gpus {settings.gpus}, but PyTorch sees {found}. Pass --gpus '
+               f'{found}' + (' to run one process on the CPU' if not found else ''))
     detects = benchmark.scope == 'mmdet'
     if settings.gpus and detects and get_compiling_cuda_version() == 'not available':
-        yield "mmcv's operators were built without CUDA: install again on a machine with nvcc"
+        yield "mmcv's operators were built without CUDA: reinstall mmcv on a machine with nvcc"
 
 
 def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
@@ -119,7 +119,7 @@ def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:
 
 
 def _other_settings(settings: Settings) -> Iterator[str]:
-    """Yield a sentence if the work dir was begun with settings that give other results."""
+    """Yield a sentence if the work dir was started with settings that give other results."""
     path = settings.work_dir / SETTINGS_FILE
     if not path.is_file():
         return
@@ -128,28 +128,28 @@ def _other_settings(settings: Settings) -> Iterator[str]:
     except ValueError as error:
         before = error
     if not isinstance(before, dict):
-        yield f'{path} is damaged ({before}): give another --work-dir'
+        yield f'{path} is damaged ({before}): choose another --work-dir'
         return
     now = settings.identity()
-    differing = [f'{name} was {before.get(name, "not given")}, is {now[name]}'
+    differing = [f'{name} was {before.get(name, "not set")} and is now {now[name]}'
                  for name in now if before.get(name) != now[name]]
     if differing:
-        yield (f'{settings.work_dir} holds runs of other settings, which must not be mixed: '
-               f'{"; ".join(differing)}. Give the same, or another --work-dir')
+        yield (f'{settings.work_dir} has runs with other settings: {"; ".join(differing)}. Runs '
+               'must not be mixed: use the same settings, or choose another --work-dir')
 
 
 def _other_run(run: Run) -> Iterator[str]:
-    """Yield a sentence if a run was begun with another config or checkpoint."""
+    """Yield a sentence if a run was started with another config or checkpoint."""
     if run.config_file.is_file():
         try:
             begun = read_config(run.config_file)
         except ConfigError as error:
-            yield f'{error}. Remove it, or give another --work-dir'
+            yield f'{error}. Remove the file, or choose another --work-dir'
             return
         keys = list(differing_keys(begun.to_dict(), run.config.to_dict()))
         if keys:
-            yield (f'{run.name} was begun with another config ({run.config_file}): {listed(keys)} '
-                   'changed. Give another --work-dir')
+            yield (f'{run.name} was started with another config ({run.config_file}): '
+                   f'{listed(keys)} changed. Choose another --work-dir')
     if run.finished and not run.trains:
         try:
             tested = read_result(run.result_file, ('checkpoint', 'checkpoint_sha256'))
@@ -159,17 +159,17 @@ def _other_run(run: Run) -> Iterator[str]:
         given = run.settings.checkpoints[run.row.name]
         if given.is_file() and sha256(given) != tested['checkpoint_sha256']:
             yield (f'{run.folder} has the result of {tested["checkpoint"]}, which is not {given}: '
-                   'give another --work-dir')
+                   'choose another --work-dir')
 
 
 def save_settings(settings: Settings) -> None:
-    """Make the work dir, and note what it holds."""
+    """Make the work dir, and record the settings of its runs."""
     settings.work_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(settings.work_dir / SETTINGS_FILE, json.dumps(settings.identity(), indent=1))
 
 
 def _distinct_data(runs: list[Run]) -> list[Run]:
-    """Return one run of each kind that reads other files."""
+    """Return one run for each set of data files that runs read."""
     distinct = {}
     for run in runs:
         datasets = [run.config[f'{split}_dataloader'].dataset for split in SPLITS]
@@ -197,7 +197,7 @@ def _weights_problems(configs: dict[str, Config], settings: Settings, made_here:
 
 
 def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
-    """Yield a sentence if the disk is too small for the runs that are not finished."""
+    """Yield a sentence if the disk is too small for the unfinished runs."""
     unfinished = [run for run in runs if not run.finished]
     configs = {run.row.name: run.config for run in unfinished}
     params = {name: sum(parameter.numel() for parameter in build_model(config).parameters())
@@ -210,7 +210,7 @@ def disk_problems(runs: list[Run], work_dir: Path) -> Iterator[str]:
     free = shutil.disk_usage(existing).free
     if free < needed:
         yield (f'{existing} has {free / 1e9:.1f} GB free, and the runs may need '
-               f'{needed / 1e9:.1f} GB: free some, or choose another --work-dir')
+               f'{needed / 1e9:.1f} GB: free some space, or choose another --work-dir')
 
 
 def _bytes_needed(run: Run, params: int) -> int:

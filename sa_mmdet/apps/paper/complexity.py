@@ -1,7 +1,7 @@
-"""Parameters and operations of a network, by the paper's counting and by MMEngine's.
+"""Parameters and operations of a network, by the paper's convention and by MMEngine's.
 
-One multiply-add is one operation. The paper's count runs on tensors of PyTorch's 'meta' device,
-which have a shape and no values, and takes no time; MMEngine's traces a forward on the CPU.
+One multiply-add is one operation. The paper's count runs on PyTorch's 'meta' device, whose tensors
+have a shape but no values, so it takes no time. MMEngine's traces a forward pass on the CPU.
 """
 import copy
 from collections.abc import Iterator
@@ -29,9 +29,9 @@ PROPOSALS = 1000
 DETECTION_SHAPE = (800, 1280)
 CLASSIFICATION_SHAPE = (224, 224)
 
-# Operations for each of the things that AttentionLayer.operations counts. The counter of the
-# paper's time knew a layer by its module's type; GroupNorm and the gates are in its figures for
-# shuffle attention in detectors alone.
+# Operations for each kind that AttentionLayer.operations counts. The counter of the paper's time
+# went by the type of a module. GroupNorm and the gates are in the paper's figures only for shuffle
+# attention in detectors.
 PAPER_WEIGHTS = {'pool': 1, 'linear': 1, 'conv': 1, 'batch_norm': 2}
 PAPER_DETECTOR_SA_WEIGHTS = PAPER_WEIGHTS | {'group_norm': 2, 'gate': 1}
 MMENGINE_WEIGHTS = PAPER_WEIGHTS | {'conv1d': 1, 'group_norm': 5}
@@ -39,14 +39,14 @@ MMENGINE_WEIGHTS = PAPER_WEIGHTS | {'conv1d': 1, 'group_norm': 5}
 
 @dataclass(frozen=True)
 class Complexity:
-    """Params in millions and operations in billions (multiply-adds) for one image."""
+    """Parameters in millions, and operations (multiply-adds) in billions for one image."""
 
     params_m: float
     gflops: float
 
 
 class _CountedDetector(nn.Module):
-    """A detector's forward on a fixed number of proposals, whatever its RPN would propose."""
+    """A detector's forward pass on a fixed number of proposals, whatever its RPN proposes."""
 
     def __init__(self, detector: nn.Module):
         super().__init__()
@@ -66,7 +66,7 @@ class _CountedDetector(nn.Module):
 
 
 class _Classifier(nn.Module):
-    """A backbone under global average pooling and a linear layer, as on ImageNet."""
+    """A backbone with global average pooling and a linear layer, as on ImageNet."""
 
     def __init__(self, backbone: nn.Module, classes: int):
         super().__init__()
@@ -82,34 +82,34 @@ def detector_complexity(
         config: Config,
         convention: str = 'paper',
         shape: tuple[int, int] = DETECTION_SHAPE) -> Complexity:
-    """Count a detector.
+    """Count the parameters and operations of a detector.
 
-    Both conventions count the backbone, the neck and the dense head; of a two-stage detector also
-    the box head on 1000 proposals and the mask head on 100. RoI extraction itself counts nothing.
+    Both conventions count the backbone, the neck and the dense head. In a two-stage detector they
+    also count the box head on 1000 proposals and the mask head on 100. RoI extraction counts as 0.
 
-    'paper' (MMDetection 1.x and the counter of mmcv of that time): parameters that are trained; in
-    two-stage heads a box regression and a mask for the background too; transposed convolutions over
-    their output positions; of shuffle attention 2.5 operations for each element of its input, of
-    the other layers their pooling and linear layers.
+    'paper' follows MMDetection 1.x and the mmcv of that time. It counts trainable parameters.
+    Two-stage heads also regress a box and predict a mask for the background. Transposed
+    convolutions count their output positions. Shuffle attention counts 2.5 operations for each
+    element of its input, other attention layers their pooling and linear layers.
 
-    'mmengine': all parameters, and the operators that ``mmengine.analysis.FlopAnalyzer`` knows; for
-    the attention, its own count with the analyzer's weights, whichever implementation runs.
+    'mmengine' counts all parameters, and the operators that ``mmengine.analysis.FlopAnalyzer``
+    knows. For attention it takes the layer's own count with the analyzer's weights, whichever
+    implementation runs.
 
     Args:
-        config: of a detector.
+        config: config of a detector.
         convention: 'paper' or 'mmengine'.
         shape: height and width of the image, in pixels.
 
     Raises:
-        ValueError: there is no such convention, or the detector's forward does not run on an image
-            of this shape.
+        ValueError: The convention is unknown, or the forward pass fails on an image of this shape.
     """
     count = _counter(convention, _count_detector_as_paper, _count_detector_as_mmengine)
     init_default_scope('mmdet')
     try:
         return count(config.model, shape)
     except (NotImplementedError, RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f'the forward of {config.model.type} cannot be counted on an image of '
+        raise ValueError(f'{config.model.type} cannot be counted on an image of '
                          f'{shape[0]}x{shape[1]}: {error}') from error
 
 
@@ -118,20 +118,20 @@ def classifier_complexity(
         convention: str = 'paper',
         shape: tuple[int, int] = CLASSIFICATION_SHAPE,
         classes: int = 1000) -> Complexity:
-    """Count a backbone with a linear layer for its classes.
+    """Count the parameters and operations of a backbone with a linear classification layer.
 
-    Of the attention 'paper' counts pooling over positions, linear layers, 2-D convolutions with
-    bias, and batch norm; neither group norm, nor 1-D convolutions, nor the gates.
+    In attention layers, 'paper' counts pooling over positions, linear layers, 2-D convolutions with
+    bias, and batch norm. It doesn't count group norm, 1-D convolutions or the gates.
 
     Args:
-        backbone: its config.
-        convention: 'paper' or 'mmengine', as for ``detector_complexity``.
+        backbone: config of the backbone.
+        convention: 'paper' or 'mmengine', as in ``detector_complexity``.
         shape: height and width of the image, in pixels.
-        classes: outputs of the linear layer.
+        classes: number of outputs of the linear layer.
 
     Raises:
-        ValueError: there is no such convention, the backbone cannot be built, or its forward does
-            not run on an image of this shape.
+        ValueError: The convention is unknown, the backbone cannot be built, or its forward pass
+            fails on an image of this shape.
     """
     count = _counter(convention, _count_paper, _count_mmengine)
     init_default_scope('mmdet')
@@ -163,7 +163,7 @@ def _data_sample(image: Tensor) -> DetDataSample:
 
 
 def _extract_shape_only(extractor: BaseRoIExtractor) -> None:
-    """Let an RoI extractor give features of the right shape, which is all that counting needs."""
+    """Make an RoI extractor return features of the right shape, all that counting needs."""
     size = extractor.roi_layers[0].output_size
 
     def extract(features, rois, roi_scale_factor=None):
@@ -173,7 +173,7 @@ def _extract_shape_only(extractor: BaseRoIExtractor) -> None:
 
 
 def _add_background_class(model: nn.Module) -> None:
-    """MMDetection 1.x regressed boxes, and predicted masks, for the background too."""
+    """Add the background class, for which MMDetection 1.x also predicted boxes and masks."""
     for module in model.modules():
         classes = getattr(module, 'num_classes', None)
         if isinstance(module, BBoxHead) and module.with_reg and not module.reg_class_agnostic:
@@ -188,7 +188,7 @@ def _add_background_class(model: nn.Module) -> None:
 
 @contextmanager
 def _recorded(model: nn.Module, kind: type) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """Every call of the modules of a kind: module, input and output."""
+    """Record every call of the modules of a type: module, input and output."""
     calls = []
     handles = [module.register_forward_hook(
         lambda module, inputs, output: calls.append((module, inputs[0], output)))
@@ -211,7 +211,7 @@ def _count_detector_as_paper(cfg: ConfigDict, shape: tuple[int, int]) -> Complex
             model = _CountedDetector(_build(cfg, device)).eval()
             _add_background_class(model)
             return _count_paper(model, shape, detection=True)
-        except (NotImplementedError, RuntimeError):  # it asks for values, or an operator does
+        except (NotImplementedError, RuntimeError):  # the detector or an operator needs values
             if device == 'cpu':
                 raise
 

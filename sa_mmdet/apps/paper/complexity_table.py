@@ -1,4 +1,4 @@
-"""The Params and GFLOPs columns of the paper's tables, computed beside printed."""
+"""The Params and GFLOPs columns of the paper's tables, as computed and as printed."""
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,21 +26,21 @@ def compute_table(table: int, configs: Path, mmengine: bool = True) -> Iterator[
 
     Args:
         table: 1, 2 (classifiers at 224x224) or 3 (detectors at 800x1280).
-        configs: the folder of the configs; those of classifiers are not read.
-        mmengine: count by MMEngine's convention too, which takes seconds for each detector.
+        configs: folder of the configs. Configs of classifiers are not read.
+        mmengine: also count by MMEngine's convention, which takes seconds per detector.
 
     Yields:
-        For each row: 'row', its name; 'detector', 'backbone', 'attention', 'variant'; 'params_m'
-        and 'gflops' by the paper's convention; 'paper_params_m' and 'paper_gflops' as printed,
-        None where the table has none; 'mmengine_params_m' and 'mmengine_gflops'; 'match', whether
-        every printed cell is met to its last digit; 'differences', each cell that is not, with
-        what is wrong about the printed one where that is known, else None.
+        A dict for each row: 'row', its name; 'detector', 'backbone', 'attention', 'variant';
+        'params_m' and 'gflops' by the paper's convention; 'paper_params_m' and 'paper_gflops' as
+        printed, None if the table has none; 'mmengine_params_m' and 'mmengine_gflops'; 'match',
+        whether every printed cell agrees to its last digit; 'differences', which maps each cell
+        that differs to what is wrong with the printed value, None if that is unknown.
 
     Raises:
-        ValueError: ``table`` has no such columns.
+        ValueError: The table has no such columns.
     """
     if table not in DECIMALS:
-        raise ValueError(f'Table {table} of the paper tells no Params or GFLOPs: choose from '
+        raise ValueError(f'Table {table} of the paper has no Params or GFLOPs: choose from '
                          f'{sorted(DECIMALS)}')
     for row in load_table(table):
         compared = _compared(row, _count(row, configs, 'paper'))
@@ -57,9 +57,9 @@ def _count(row: Row, configs: Path, convention: str) -> Complexity:
 
 
 def classifier_backbone(row: Row) -> dict:
-    """Return the backbone's config for a row of Table 1 or 2, as ``configs/imagenet`` has it.
+    """Return the backbone's config for a row of Table 1 or 2, as in ``configs/imagenet``.
 
-    It is stated here too since those configs are MMPretrain's, which counting does not need.
+    Those configs need MMPretrain. Counting doesn't, so the backbone is repeated here.
     """
     backbone = dict(type='ResNet', depth=row.depth, norm_eval=False)
     if row.attention != 'none':
@@ -92,7 +92,7 @@ def unexplained(rows: list[dict]) -> list[str]:
 
 
 def render(table: int, rows: list[dict]) -> Table:
-    """Return the rows for the terminal: computed, printed and a mark for each cell."""
+    """Return a table for the terminal: computed, printed and a mark for each cell."""
     decimals = DECIMALS[table]
     rendered = Table(title=f'Table {table}: computed (paper)', title_justify='left')
     for name in ('', 'Params (M)', 'GFLOPs'):

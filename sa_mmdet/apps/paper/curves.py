@@ -17,26 +17,26 @@ LOG = '*/vis_data/scalars.json'  # in a work dir, once for each attempt
 TOTAL = 'loss'
 AP = {'coco/bbox_mAP': 'box', 'coco/segm_mAP': 'mask'}
 ACCURACY = {'accuracy/top1': 'top-1', 'accuracy/top5': 'top-5'}
-PERCENT = dict.fromkeys(AP, 100) | dict.fromkeys(ACCURACY, 1)  # of what is logged
+PERCENT = dict.fromkeys(AP, 100) | dict.fromkeys(ACCURACY, 1)  # factors of the logged values
 LABELS = {TOTAL: 'total', **AP, **ACCURACY}
 PART_COLOURS = [COLOURS[name] for name in (
     'vermilion', 'blue', 'green', 'orange', 'sky blue', 'purple', 'grey')]
 FAINT = 0.25
-FEW, LONG = 25, 100  # points that a line alone would hide, and that are worth smoothing
+FEW, LONG = 25, 100  # below FEW points, curves have markers; from LONG on, they are smoothed
 
 
 class LogError(Exception):
-    """There is no training to draw; the message says what was found."""
+    """There is no training log to draw; the message says what was found."""
 
 
 @dataclass(frozen=True)
 class Log:
-    """What was logged of a training, as if it had never been interrupted.
+    """The log of a training, as if it had never been interrupted.
 
     Attributes:
-        training: losses, learning rate and the like, by the iteration after which they were logged.
+        training: losses, learning rate and so on, by the iteration after which they were logged.
         validation: metrics, by the epoch after which they were measured.
-        epoch_length: iterations of an epoch.
+        epoch_length: iterations per epoch.
     """
 
     training: dict[int, dict[str, float]]
@@ -45,14 +45,14 @@ class Log:
 
     @property
     def losses(self) -> list[str]:
-        """The total loss and its parts, as they are named in the log."""
+        """Names of the total loss and its parts, as in the log."""
         names = dict.fromkeys(itertools.chain(*self.training.values()))
         return [TOTAL, *(name for name in names if 'loss' in name and name != TOTAL)]
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Iterations and values, both (points,) with points >= 0, of a name in the log.
+        """Return iterations and values of a name in the log, both (points,) with points >= 0.
 
-        Metrics are in percent; AP is left out where it is COCO's -1: no objects.
+        Metrics are in percent. COCO's AP of -1, which means no objects, is left out.
         """
         if name in PERCENT:
             points = [(epoch * self.epoch_length, PERCENT[name] * metrics[name])
@@ -64,33 +64,33 @@ class Log:
 
 
 def read_log(folder: Path) -> Log:
-    """Return the log of a training by epochs, which may have been resumed any number of times.
+    """Return the log of an epoch-based training, however often it was resumed.
 
-    Of iterations that were repeated after a resumption the last attempt counts. Lines that are not
-    whole, such as a killed process leaves, are passed over.
+    If iterations were repeated after resuming, the last attempt counts. Incomplete lines, which a
+    killed process leaves, are skipped.
 
     Args:
-        folder: the work dir that MMEngine wrote, with ``<timestamp>/vis_data/scalars.json``.
+        folder: MMEngine's work dir, with ``<timestamp>/vis_data/scalars.json``.
 
     Raises:
-        LogError: there is no log, it cannot be read, or no iteration is in it.
+        LogError: There is no log, it cannot be read, or it has no iterations.
     """
     paths = sorted(folder.glob(LOG))
     if not paths:
-        raise LogError(f'there is no log of a training: no {LOG} in {folder}')
+        raise LogError(f'{folder} has no training log ({LOG})')
     training, validation = {}, {}
     for record in itertools.chain.from_iterable(map(_records, paths)):
         step, epoch = record['step'], record.get('epoch')
         if TOTAL not in record:
             validation[step] = record
         elif epoch is not None:
-            if training and step <= next(reversed(training)):  # resumed at an earlier checkpoint
+            if training and step <= next(reversed(training)):  # resumed from an earlier checkpoint
                 training = {s: other for s, other in training.items() if s < step}
                 validation = {e: other for e, other in validation.items() if e < epoch}
             training[step] = record
     if not training:
-        raise LogError(f'the log has no iteration of a training by epochs: {paths[-1]} is empty, '
-                       'damaged or of something else')
+        raise LogError(f'{paths[-1]} has no iterations of an epoch-based training: it is empty, '
+                       'damaged or another kind of log')
     return Log(training, validation, _epoch_length(training))
 
 
@@ -109,7 +109,7 @@ def _records(path: Path) -> Iterator[dict[str, float]]:
 
 
 def _epoch_length(training: dict[int, dict[str, float]]) -> float:
-    """In each epoch the first line is logged after the same number of iterations."""
+    """Return the iterations per epoch, from the first lines of the first and the last epoch."""
     first = {}
     for iteration, scalars in training.items():
         first.setdefault(scalars['epoch'], iteration)
@@ -118,15 +118,15 @@ def _epoch_length(training: dict[int, dict[str, float]]) -> float:
 
 
 def draw_curves(logs: list[Log], title: str) -> bytes:
-    """Learning curves of one training, or of several with different seeds, as a PNG.
+    """Draw the learning curves of one training, or of several with different seeds, as a PNG.
 
-    From top to bottom: the loss with its parts, AP or accuracy on the validation images where it
-    was measured, the learning rate, and the norm of the gradient where it was logged. Long noisy
-    curves are drawn as their running median, over what was logged if it is one training.
+    From top to bottom: the loss and its parts, AP or accuracy on the validation images if measured,
+    the learning rate, and the gradient norm if logged. Long noisy curves are drawn as their running
+    median. For a single training, the logged values are drawn behind it.
 
     Args:
-        logs: at least one, all of the same config.
-        title: of the picture.
+        logs: at least one log, all from the same config.
+        title: title of the picture.
     """
     panels = _panels(logs)
     heights = [panel.height for panel in panels]
@@ -142,7 +142,7 @@ def draw_curves(logs: list[Log], title: str) -> bytes:
 
 @dataclass(frozen=True)
 class _Panel:
-    """What is drawn on the same axes, ``height`` of them high."""
+    """What is drawn on the same axes; ``height`` is relative to the other panels."""
 
     label: str
     names: list[str]
@@ -166,7 +166,7 @@ def _panels(logs: list[Log]) -> list[_Panel]:
 
 
 def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
-    """A line for each name and log: of one log strong, of several thin and in the same colour."""
+    """Draw a line for each name and log; several logs get thin lines of the same colour."""
     alone = len(logs) == 1
     smooth = panel.noisy and max(len(log.training) for log in logs) >= LONG
     colours = PART_COLOURS if panel.names[0] in PERCENT else ['black', *PART_COLOURS]
@@ -198,13 +198,13 @@ def _draw(axes: Axes, panel: _Panel, logs: list[Log]) -> None:
 
 
 def running_median(values: np.ndarray) -> np.ndarray:
-    """Return the median of the 2 % of a curve that are around each of its points.
+    """Return the median of the 2 % of a curve around each of its points.
 
     Args:
         values: (points,).
 
     Returns:
-        (points,); towards the ends the curve is continued by its mirror image.
+        (points,). At the ends, the curve is continued by its mirror image.
     """
     half = len(values) // 100
     if not half:
@@ -215,7 +215,7 @@ def running_median(values: np.ndarray) -> np.ndarray:
 
 
 def _make_logarithmic(axes: Axes) -> None:
-    """At most four decades, with numbers at 1, 10, ... or, where these are few, between them."""
+    """Show at most four decades, labelled at 1, 10, ... and, if these are few, in between."""
     axes.set_yscale('log', nonpositive='mask')
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom=max(bottom, top / 1e4))
@@ -225,7 +225,7 @@ def _make_logarithmic(axes: Axes) -> None:
 
 
 def _label_both_sides(first: Axes, last: Axes, epoch_length: float) -> None:
-    """Iterations below the last axes, epochs above the first."""
+    """Label iterations below the last axes, and epochs above the first."""
     last.set_xlabel('iteration')
     last.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
     last.set_xlim(left=0)

@@ -25,18 +25,18 @@ GPU = re.compile(r'\s*GPU [\d,]+: (.+?)\s*$')  # in the environment that MMEngin
 
 
 def run_all(runs: list[Run], settings: Settings, after_each) -> list[str]:
-    """Bring all runs to their end, resuming what was interrupted.
+    """Finish all runs, and resume those that were interrupted.
 
     Args:
-        runs: in the order in which they are to be run; finished ones are passed over.
-        settings: of the runs.
-        after_each: called without arguments when a run is finished.
+        runs: runs in the order in which to run them. Finished ones are skipped.
+        settings: settings of the runs.
+        after_each: called without arguments after each finished run.
 
     Returns:
-        What failed, a sentence for each run.
+        A sentence for each run that failed.
 
     Raises:
-        ReproduceError: the work dir is in use, or the disk is full.
+        ReproduceError: The work dir is in use, or the disk is full.
     """
     failures = []
     with locked(settings.work_dir) as lock:
@@ -45,24 +45,24 @@ def run_all(runs: list[Run], settings: Settings, after_each) -> list[str]:
                 continue
             for problem in disk_problems([run], settings.work_dir):
                 raise ReproduceError(f'stopped before {run.name}: {problem}. Nothing is lost: the '
-                                     'same command goes on from here')
+                                     'same command resumes here')
             print(f'\n=== [{number}/{len(runs)}] {run.name}: {run.state()} ({_remaining(runs)})',
                   flush=True)
             try:
                 bring_to_end(run, lock)
             except RunFailed as error:
                 failures.append(str(error))
-                print(f'=== {error}\n=== going on with the next run', flush=True)
+                print(f'=== {error}\n=== continuing with the next run', flush=True)
             else:
                 after_each()
     return failures
 
 
 def bring_to_end(run: Run, lock: int) -> None:
-    """Train and test one run, from its last whole checkpoint, and write its result.
+    """Train one run from its last whole checkpoint, test it, and write its result.
 
     Raises:
-        RunFailed: training, testing or the evaluation failed.
+        RunFailed: Training, testing or the evaluation failed.
     """
     for folder in (run.folder, run.config_file.parent):
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,26 +77,26 @@ def bring_to_end(run: Run, lock: int) -> None:
 
 
 def _draw(run: Run, result: dict) -> None:
-    """Draw what was detected in the first images, for the report."""
+    """Draw the detections in the first images, for the report."""
     dataset = run.config.test_dataloader.dataset
     try:
         picture = draw_detections(
             Path(result['evaluated_on']['annotations']), dataset_paths(dataset)[1],
             run.prediction_file(run.tasks[-1]), dataset_meta(dataset))
-    except Exception as error:  # whatever drawing raises, the result stands
+    except Exception as error:  # whatever drawing raises, the result is kept
         print(f'=== {run.name}: no picture of its detections: {reason(error)}')
     else:
         write_atomically(run.folder / PICTURE, encode(picture))
 
 
 def train_command(run: Run) -> list[str]:
-    """Return the command that trains a run, or resumes it."""
+    """Return the command that trains or resumes a run."""
     place = [str(run.folder)] if run.settings.slurm else ['--work-dir', str(run.folder)]
     return _command(run, 'train', *place, '--resume')
 
 
 def test_command(run: Run, checkpoint: Path) -> list[str]:
-    """Return the command that tests a checkpoint and saves what it predicts."""
+    """Return the command that tests a checkpoint and saves its predictions."""
     return _command(run, 'test', str(checkpoint), '--work-dir', str(run.folder / 'test'))
 
 
@@ -125,11 +125,11 @@ def _run(run: Run, command: list[str], lock: int, what: str) -> None:
     if status:
         last_line = next((line for line in reversed(last) if line.strip()), 'no output')
         raise RunFailed(f'{run.name}: {what} failed with exit status {status}: {last_line} '
-                        f'(all its output: {run.output_file})')
+                        f'(full output: {run.output_file})')
 
 
 def _train(run: Run, lock: int) -> Path:
-    """Train to the last epoch; the last checkpoint."""
+    """Train to the last epoch, and return the last checkpoint."""
     epoch, checkpoint = run.last_checkpoint()
     if epoch < run.epochs:
         run.make_start()
@@ -138,12 +138,12 @@ def _train(run: Run, lock: int) -> Path:
         epoch, checkpoint = run.last_checkpoint()
         if epoch < run.epochs:
             raise RunFailed(f'{run.name}: training ended without the checkpoint of epoch '
-                            f'{run.epochs} (the last is of {epoch}): {run.output_file}')
+                            f'{run.epochs} (the last is from epoch {epoch}). See {run.output_file}')
     return checkpoint
 
 
 def _test(run: Run, checkpoint: Path, lock: int) -> dict[str, float]:
-    """Test the checkpoint; the metrics that MMEngine logged, none if nothing was detected."""
+    """Test the checkpoint, and return what MMEngine logged: no metrics if nothing was detected."""
     for task in run.tasks:
         run.prediction_file(task).unlink(missing_ok=True)
     before = set(run.folder.glob('test/*/*.json'))
@@ -151,11 +151,11 @@ def _test(run: Run, checkpoint: Path, lock: int) -> dict[str, float]:
     logs = sorted(set(run.folder.glob('test/*/*.json')) - before)
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     return {name: value for metrics in lines for name, value in metrics.items()
-            if '/' in name}  # MMEngine's own, such as the time, have no prefix
+            if '/' in name}  # MMEngine's own values, such as the time, have no prefix
 
 
 def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
-    """Return all that a report tells of a run, with the metrics of its saved predictions."""
+    """Return all that a report needs to know about a run, with metrics of its saved predictions."""
     try:
         evaluated_on = run.benchmark.describe(run.config)
     except (OSError, ValueError) as error:
@@ -165,7 +165,7 @@ def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
     for task in run.tasks:
         path = run.prediction_file(task)
         if not path.is_file():
-            raise RunFailed(f'{run.name}: testing left no {path}: {run.output_file}')
+            raise RunFailed(f'{run.name}: testing wrote no {path}. See {run.output_file}')
         try:
             result['metrics'][task] = run.benchmark.evaluate(evaluated_on, path, task)
         except (OSError, ValueError) as error:
@@ -176,17 +176,17 @@ def _result(run: Run, checkpoint: Path, logged: dict[str, float]) -> dict:
 
 
 def _compare_with_log(run: Run, result: dict, task: str) -> None:
-    """Raise RunFailed unless the metrics are those that the test logged, if it had any to log."""
+    """Raise RunFailed if the metrics differ from those that the test logged, if it logged any."""
     expected = run.benchmark.logged(task).values()
     lacking = [name for name in expected if name not in result['logged']]
     nothing_found = not json.loads(run.prediction_file(task).read_text())
     if nothing_found and len(lacking) == len(expected):
         return
     if lacking:
-        raise RunFailed(f'{run.name}: the test did not log {lacking[0]}: {run.output_file}')
+        raise RunFailed(f'{run.name}: the test did not log {lacking[0]}. See {run.output_file}')
     if differing := run.benchmark.differs_from_log(result, task):
-        raise RunFailed(f'{run.name}: the saved predictions give other figures than the test '
-                        f'logged: {"; ".join(differing)}')
+        raise RunFailed(f'{run.name}: the metrics of the saved predictions differ from those that '
+                        f'the test logged: {"; ".join(differing)}')
 
 
 def _provenance(run: Run, checkpoint: Path) -> dict:
@@ -207,14 +207,15 @@ def _provenance(run: Run, checkpoint: Path) -> dict:
 
 
 def _change_of(run: Run) -> str:
-    """Return what the start of a run changed in the row's attention, beside its weights."""
+    """Return what the start of a run changed in the row's attention besides its weights."""
     start = run.settings.starts.get((run.row.depth, run.row.attention), {})
     biases = (start.get('attention') or {}).get('bias')
     return '' if biases is None else f' (SE {"with" if biases else "without"} biases)'
 
 
 def training_hours(folder: Path) -> float:
-    """Hours of all attempts to train: from the start in a log's name to its last line."""
+    """Return the hours of all training attempts, each from the start in its log's name to the end.
+    """
     seconds = 0.
     for log in folder.glob('[0-9]*_[0-9]*/*.log'):
         start = datetime.strptime(log.parent.name, '%Y%m%d_%H%M%S').timestamp()
@@ -223,7 +224,7 @@ def training_hours(folder: Path) -> float:
 
 
 def _device(run: Run) -> str:
-    """Return the name of the GPU in MMEngine's log: a Slurm node cannot be asked from here."""
+    """Return the GPU's name from MMEngine's log, since a Slurm node can't be asked from here."""
     for log in sorted(run.folder.glob('**/*.log')):
         with log.open(errors='replace') as lines:
             for line in itertools.islice(lines, 60):
@@ -241,19 +242,19 @@ def _commit(root: Path) -> str:
 
 
 def _remaining(runs: list[Run]) -> str:
-    """Return how long the unfinished runs may take, by the operations of the finished ones."""
+    """Return how long the unfinished runs may take, scaled by operations from the finished ones."""
     finished = [read_result(run.result_file, ('hours', )) for run in runs if run.finished]
     hours = sum(result['hours'] or 0 for result in finished)
     done = sum(_gflops(run) for run in runs if run.finished)
     left = sum(_gflops(run) for run in runs if not run.finished)
     count = sum(not run.finished for run in runs)
     if not hours:
-        return f'{count} of {len(runs)} runs remain; how long is known after the first one'
+        return f'{count} of {len(runs)} runs remain; the first one gives an estimate of the time'
     return f'{count} of {len(runs)} runs remain, about {hours / done * left:.1f} h of training'
 
 
 def _gflops(run: Run) -> float:
-    """As printed; of the rows that are only in Table 4 those of the plain one."""
+    """Return the printed GFLOPs; rows that are only in Table 4 have those of the plain network."""
     if run.row.gflops:
         return run.row.gflops
     table = {row.name: row for row in load_table(3)}

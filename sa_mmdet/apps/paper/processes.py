@@ -1,4 +1,4 @@
-"""Child processes that print where a person looks, into a log, and end with their parent."""
+"""Child processes that print to the terminal and to a log, and end with their parent."""
 import ctypes
 import fcntl
 import os
@@ -18,29 +18,29 @@ LAST_LINES = 30
 
 @contextmanager
 def locked(work_dir: Path) -> Iterator[int]:
-    """Hold the work dir for this process and the children that inherit the lock's descriptor.
+    """Lock the work dir for this process and the children that inherit the lock's descriptor.
 
     Raises:
-        ReproduceError: another process holds it.
+        ReproduceError: Another process holds the lock.
     """
     with (work_dir / '.lock').open('w') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ReproduceError(f'{work_dir} is in use by another reproduce.py, or by training '
+            raise ReproduceError(f'{work_dir} is in use by another reproduce.py, or by a training '
                                  'that it started: wait for it, or stop it') from None
         yield file.fileno()
 
 
 def run_child(command: list[str], log: Path, lock: int, cwd: Path,
               environment: dict[str, str]) -> tuple[int, list[str]]:
-    """Run a command, copying its output to the terminal and to the end of a log.
+    """Run a command, and copy its output to the terminal and to the end of a log.
 
     Returns:
         Its exit status, and the last lines of its output.
 
     Raises:
-        KeyboardInterrupt: of this process; the child has ended then.
+        KeyboardInterrupt: This process was interrupted. The child has ended by then.
     """
     last = deque(maxlen=LAST_LINES)
     child = subprocess.Popen(
@@ -69,6 +69,6 @@ def _end(child: subprocess.Popen, patience: float = 20) -> None:
 
 
 def _end_with_parent() -> None:
-    """On Linux: have the kernel end this process when its parent is killed."""
+    """On Linux, have the kernel end this process when its parent is killed."""
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

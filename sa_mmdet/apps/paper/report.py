@@ -20,18 +20,20 @@ TITLES = {
 }
 ON = {'ImageNet': '50,000 images of ImageNet val', 'COCO': '5,000 images of COCO val2017'}
 STARTS = {
-    'ImageNet': 'The paper trains once, from random weights, as these did if "Runs" says random.',
-    'COCO': 'The paper starts from backbones that were trained on ImageNet with their attention; '
-            '"Runs" tells what these started from.',
+    'ImageNet': 'The paper trains once, from random weights. "Runs" shows what these runs started '
+                'from.',
+    'COCO': 'The paper starts from backbones that were trained on ImageNet with their attention. '
+            '"Runs" shows what these runs started from.',
 }
 NOT_RUN = 'not run'
-PICTURE = 'predictions.png'  # of the detections, in the folder of a run
-CURVES, DETECTIONS = 'curves', 'detections'  # folders in the report's
-CAPTION = ('Losses are as MMEngine logs them: each value is the mean of the last iterations, whose '
-           "number is `log_processor.window_size` of the config. Validation is on the config's "
+PICTURE = 'predictions.png'  # detections, in the folder of a run
+CURVES, DETECTIONS = 'curves', 'detections'  # folders in the report's folder
+CAPTION = ('Losses are as MMEngine logs them: each value is the mean over the last '
+           "`log_processor.window_size` iterations (see the config). Validation uses the config's "
            'validation images, after each epoch. Seeds are lines of the same colour.')
-DETECTIONS_CAPTION = ('The first images that have objects: ground truth left; right the detections '
-                      'with a score of at least 0.3, as the test saved them, of the first seed.')
+DETECTIONS_CAPTION = ('The first images that have objects, with ground truth on the left. On the '
+                      'right are the detections with a score of at least 0.3 that the test of the '
+                      'first seed saved.')
 
 
 def write_report(folder: Path, runs: dict[Path, dict], configs: Path,
@@ -39,9 +41,9 @@ def write_report(folder: Path, runs: dict[Path, dict], configs: Path,
     """Write report.md, .csv and .json, table<N>.png, and <row>.png in curves and detections.
 
     Args:
-        folder: to write to; made if it does not exist.
-        runs: contents of the result.json files of finished runs, by the runs' folders.
-        configs: the folder of the rows' configs, for Params and GFLOPs.
+        folder: folder to write to; made if it does not exist.
+        runs: contents of the finished runs' result.json files, by run folder.
+        configs: folder of the rows' configs, for Params and GFLOPs.
         dataset: 'ImageNet' for Tables 1 and 2, 'COCO' for Tables 3 and 4.
 
     Returns:
@@ -67,12 +69,12 @@ def write_report(folder: Path, runs: dict[Path, dict], configs: Path,
 
 @functools.cache
 def _complexity(table: int, configs: Path) -> dict[str, dict]:
-    """Params and GFLOPs by row; Table 4, which prints none, has those of Table 3."""
+    """Return Params and GFLOPs by row; Table 4 prints none and gets those of Table 3."""
     return {row['row']: row for row in compute_table(min(table, 3), configs, mmengine=False)}
 
 
 def labels_of(results: list[dict]) -> list[str]:
-    """Return what results were evaluated on, for people."""
+    """Return readable names of what the results were evaluated on."""
     return list(dict.fromkeys(result['evaluated_on']['label'] for result in results))
 
 
@@ -112,7 +114,7 @@ def _csv(records: list[dict]) -> str:
 def _markdown(dataset: str, tables: dict[int, list[Summary]], results: list[dict],
               counts: dict[int, dict]) -> str:
     comparable = all(result['evaluated_on']['is_papers'] for result in results)
-    parts = [f'# SA-Net on {dataset}: measured beside the paper',
+    parts = [f"# SA-Net on {dataset}: measured results and the paper's",
              _introduction(dataset, results, comparable)]
     for table, summaries in tables.items():
         title = TITLES[table]
@@ -129,18 +131,18 @@ def _introduction(dataset: str, results: list[dict], comparable: bool) -> str:
     labels = '; '.join(labels_of(results))
     lines = [f'Evaluated on **{labels}**.']
     if comparable:
-        lines.append('In every cell what was measured, its standard deviation over seeds if there '
-                     f'are several, and in brackets what the paper ({paper}) prints and the '
-                     f'difference to it. {STARTS[dataset]}')
+        lines.append('Each cell shows what was measured, with the standard deviation over seeds if '
+                     f'there are several. In brackets are the figure that the paper ({paper}) '
+                     f'prints and the difference from it. {STARTS[dataset]}')
     else:
         lines.append('**These figures cannot be compared with the paper**, which evaluates on the '
-                     f"{ON[dataset]}; the paper's are left out for that reason.")
+                     f"{ON[dataset]}. The paper's figures are therefore left out.")
     options = dict.fromkeys(f'`{key}={value}`' for result in results
                             for key, value in result['cfg_options'].items())
     if options:
-        lines.append(f'Settings of the configs that were changed: {", ".join(options)}.')
-    lines.append('Params and GFLOPs are of the rows as the configs have them, by the paper\'s '
-                 'counting (`tools/complexity.py`); in brackets the paper\'s.')
+        lines.append(f'Changed settings of the configs: {", ".join(options)}.')
+    lines.append("Params and GFLOPs are for the unchanged configs, by the paper's convention "
+                 "(`tools/complexity.py`). The paper's figures are in brackets.")
     return ' '.join(lines)
 
 
@@ -162,7 +164,7 @@ def _table(table: int, summaries: list[Summary], comparable: bool, counts: dict)
 
 
 def _row_names(table: int) -> dict[str, str]:
-    """Return the columns that name a row, and the attributes in them."""
+    """Return the columns that name a row, and their attributes."""
     if table == 1:
         return {'Variant': 'variant'}
     names = {'Backbone': 'backbone', 'Attention': 'attention'}
@@ -202,7 +204,7 @@ def _gain(summary: Summary, comparable: bool) -> str:
 
 
 def signed(points: float, decimals: int) -> str:
-    """For people: a difference with its sign."""
+    """Return a difference as text with its sign."""
     return f'{round(points, decimals) + 0:+.{decimals}f}'  # + 0 turns -0.0 into 0.0
 
 
@@ -224,7 +226,7 @@ def _runs(results: list[dict]) -> str:
 
 
 def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
-    """Draw the rows that were trained here; what the report says of them."""
+    """Draw the curves of rows that were trained here, and return the report's section on them."""
     logs, problems = {}, []
     for place, result in sorted(runs.items(), key=lambda run: (run[1]['row'], run[1]['seed'])):
         if result['epochs'] is None:  # not trained here
@@ -242,7 +244,7 @@ def _learning_curves(folder: Path, runs: dict[Path, dict]) -> list[str]:
 
 
 def _detections(folder: Path, runs: dict[Path, dict]) -> list[str]:
-    """Return a section with the picture of each row's first run that has one."""
+    """Return a section with a picture for each row, from its first run that has one."""
     pictures = {}
     for run, result in sorted(runs.items(), key=lambda item: item[1]['seed']):
         if (run / PICTURE).is_file():

@@ -24,11 +24,11 @@ RESULT_KEYS = ('row', 'seed', 'metrics', 'logged', 'predictions', 'evaluated_on'
 
 
 class ReproduceError(Exception):
-    """Something that the user has to change; the message says what was found, and what to do."""
+    """The user must change something; the message says what was found and what to do."""
 
 
 class RunFailed(Exception):
-    """One run ended without a result; the others can go on."""
+    """One run ended without a result; the others can continue."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Settings:
         root: folder with configs/ and tools/: the repository, or .mim of the installed package.
         work_dir: folder of the runs and their report.
         data_root: folder of the benchmark's data in its usual layout.
-        gpus: processes, each with one GPU; 0 is one process on the CPU.
-        slurm: partition of a Slurm cluster to run on; None is this machine.
-        init: 'resnet', the start of the configs, or 'imagenet', backbones trained on ImageNet
+        gpus: number of processes, each with one GPU; 0 means one process on the CPU.
+        slurm: partition of a Slurm cluster to run on; None means this machine.
+        init: 'resnet', the start in the configs, or 'imagenet', backbones trained on ImageNet
             with their attention.
-        starts: what 'imagenet' changes of the backbones' configs, by (depth, attention).
-        cfg_options: overrides of all configs.
-        checkpoints: models to test instead of training them, by the names of their rows.
+        starts: what 'imagenet' changes in the backbones' configs, by (depth, attention).
+        cfg_options: overrides for all configs.
+        checkpoints: models to test instead of training, by row name.
     """
 
     root: Path
@@ -63,7 +63,7 @@ class Settings:
         return self.root / 'tools'
 
     def identity(self) -> dict[str, str]:
-        """Return what the results depend on: a work dir holds runs of one identity."""
+        """Return what the results depend on; all runs of a work dir have the same identity."""
         return {
             '--data-root': str(self.data_root),
             '--gpus': str(self.gpus),
@@ -75,7 +75,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Run:
-    """One row trained with one seed, or one row's checkpoint to be tested."""
+    """One row trained with one seed, or one row's checkpoint to test."""
 
     row: Row
     seed: int
@@ -91,26 +91,26 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        """Not in the run's folder, where MMEngine puts its own copy under the same name."""
+        """The run's config, outside its folder: MMEngine puts a copy of the same name there."""
         return self.settings.work_dir / 'configs' / f'{self.row.name}_seed{self.seed}.py'
 
     @property
     def result_file(self) -> Path:
-        """Written when all is done: its existence says that the run is finished."""
+        """The run's result, written last: if it exists, the run is finished."""
         return self.folder / 'result.json'
 
     @property
     def output_file(self) -> Path:
-        """All that training and testing printed."""
+        """Everything that training and testing printed."""
         return self.folder / 'output.log'
 
     @property
     def benchmark(self) -> Benchmark:
-        """What it is trained and evaluated on."""
+        """What the run is trained and evaluated on."""
         return BENCHMARKS[self.row.dataset]
 
     def prediction_file(self, task: str) -> Path:
-        """Return all that was predicted in the test."""
+        """Return the file of everything that the test predicted."""
         return self.benchmark.prediction_file(self.folder, task)
 
     @property
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def config(self) -> Config:
-        """The row's config with the settings, the seed and the user's options in it."""
+        """The row's config with the settings, the seed and the user's options."""
         settings = self.settings
         config = Config.fromfile(settings.root / 'configs' / self.row.config)
         self.benchmark.place(config, settings.data_root)
@@ -138,30 +138,30 @@ class Run:
         return config
 
     def place_start(self, config: Config) -> None:
-        """Have a config start from the weights that the settings give."""
+        """Make a config start from the weights in the settings."""
         if self.settings.starts:
             config.model.backbone.update(self.settings.starts[self.row.depth, self.row.attention])
 
     @property
     def start_file(self) -> Path | None:
-        """The checkpoint to start from, if this command makes it; None otherwise."""
+        """The checkpoint to start from if this command makes it, else None."""
         return None
 
     @property
     def start_sha256(self) -> str | None:
-        """SHA-256 that ``start_file`` had when the training began."""
+        """SHA-256 of ``start_file`` when the training began."""
         return None
 
     def make_start(self) -> None:
-        """Make ``start_file``, or check that it is there, before the training begins or resumes.
+        """Make ``start_file``, or check that it exists, before the training begins or resumes.
 
         Raises:
-            RunFailed: there is none, or another one than the training began with.
+            RunFailed: It is missing, or differs from the one that the training began with.
         """
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """By which it is evaluated: 'bbox' and 'segm' of a detector, 'accuracy' of a classifier."""
+        """Tasks of the evaluation: 'bbox' and 'segm' of a detector, 'accuracy' of a classifier."""
         return self.benchmark.tasks(self.row)
 
     @property
@@ -170,15 +170,15 @@ class Run:
 
     @property
     def final_checkpoint(self) -> Path:
-        """What the training ends with."""
+        """The checkpoint that the training ends with."""
         return self.folder / f'epoch_{self.epochs}.pth'
 
     def last_checkpoint(self) -> tuple[int, Path | None]:
-        """Return the last whole checkpoint and its epoch; (0, None) where there is none."""
+        """Return epoch and path of the last whole checkpoint; (0, None) if there is none."""
         return last_whole(self.folder) or (0, None)
 
     def state(self) -> str:
-        """For people: how far the run has come."""
+        """Return the progress of the run as text."""
         if self.finished:
             return 'finished'
         if not self.trains:
@@ -190,10 +190,10 @@ class Run:
 
 
 def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
-    """Return the content of a run's result.json, with these keys at least.
+    """Return the content of a run's result.json, which must have these keys.
 
     Raises:
-        ReproduceError: the file is damaged, or not such a one.
+        ReproduceError: The file is damaged or lacks a key.
     """
     try:
         result = json.loads(path.read_text())
@@ -207,7 +207,7 @@ def read_result(path: Path, keys: tuple[str, ...] = RESULT_KEYS) -> dict:
 
 
 def benchmark_of(result: dict) -> Benchmark:
-    """Return the benchmark of a run by its result; older ones do not name it."""
+    """Return the benchmark of a run from its result; older results don't name it."""
     name = result.get('dataset') or ('ImageNet' if 'accuracy' in result['metrics'] else 'COCO')
     return BENCHMARKS[name]
 
@@ -216,14 +216,14 @@ def dataset_of(tables: list[int]) -> str:
     """Return the data set that tables are measured on: 'ImageNet' or 'COCO'.
 
     Raises:
-        ReproduceError: they are of both.
+        ReproduceError: The tables are measured on both.
     """
     datasets = [name for name, measured in DATASETS.items() if set(measured) & set(tables)]
     if len(datasets) > 1:
         raise ReproduceError(
-            f'--table {" ".join(map(str, tables))}: Tables 1 and 2 are of ImageNet, 3 and 4 of '
-            'COCO. Run them one after the other; the detectors start from the classifiers by '
-            '--init imagenet=...')
+            f'--table {" ".join(map(str, tables))}: Tables 1 and 2 use ImageNet, 3 and 4 use COCO. '
+            'Run them one after the other. Pass --init imagenet=... to start the detectors from '
+            'the classifiers')
     return datasets[0]
 
 
@@ -231,11 +231,12 @@ def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
     """Return the rows of the tables, each once, in the paper's order.
 
     Args:
-        tables: of 1 and 2, which share SA-ResNet-50, or of 3 and 4, which share Mask R-CNN.
-        patterns: names of rows, such as 'mask-rcnn_sa-r50', '*' and '?' allowed; none is all.
+        tables: some of 1 and 2, which share SA-ResNet-50, or of 3 and 4, which share Mask R-CNN.
+        patterns: row names such as 'mask-rcnn_sa-r50', with '*' and '?' allowed. No pattern means
+            all rows.
 
     Raises:
-        ReproduceError: a pattern is no row of these tables, or they are of two data sets.
+        ReproduceError: A pattern matches no row of these tables, or they use two data sets.
     """
     dataset_of(tables)
     rows = {}
@@ -247,15 +248,15 @@ def select_rows(tables: list[int], patterns: list[str]) -> list[Row]:
 
 def match_rows(rows: dict[str, Row], patterns: list[str], unknown: Callable[[str], str]
                ) -> list[Row]:
-    """Return the rows whose names match a pattern, in their order; all where there is none.
+    """Return the rows whose names match a pattern, in their order; all if there is no pattern.
 
     Args:
-        rows: by their names.
-        patterns: names, '*' and '?' allowed.
-        unknown: what to tell of a pattern that no name matches.
+        rows: rows by name.
+        patterns: names, with '*' and '?' allowed.
+        unknown: returns the message for a pattern that matches no name.
 
     Raises:
-        ReproduceError: there is such a pattern.
+        ReproduceError: A pattern matches no name.
     """
     chosen = set()
     for pattern in patterns or ['*']:
@@ -267,23 +268,23 @@ def match_rows(rows: dict[str, Row], patterns: list[str], unknown: Callable[[str
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """For people: the name that was meant perhaps, or all of them."""
+    """Return a question about the name that was probably meant, or a list of all names."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-    return f'did you mean {near[0]}?' if near else f'they are {", ".join(dict.fromkeys(names))}'
+    return f'did you mean {near[0]}?' if near else f'choose from {", ".join(dict.fromkeys(names))}'
 
 
 def _unknown_row(name: str, tables: list[int]) -> str:
     every = {row.name: table for table in TASKS for row in load_table(table)}
     name = next(iter(fnmatch.filter(every, name)), name)
-    listed = ' and '.join(map(str, tables))
+    listed = ' or '.join(map(str, tables))
     if name in every:
         other = every[name]
-        add = 'add' if dataset_of(tables) == dataset_of([other]) else 'give'
+        add = 'add' if dataset_of(tables) == dataset_of([other]) else 'pass'
         return f'{name} is a row of Table {other}: {add} --table {other}'
     rows = [row.name for table in DATASETS[dataset_of(tables)] for row in load_table(table)]
-    return f'Table {listed} has no row {name!r}: {nearest(name, rows)}'
+    return f'{name!r} is not a row of Table {listed}: {nearest(name, rows)}'
 
 
 def plan_runs(rows: list[Row], seeds: int, settings: Settings, kind: type[Run] = Run) -> list[Run]:
-    """Return every row with every seed: first all rows with seed 0, then all with seed 1, ..."""
+    """Return every row with every seed: first all rows with seed 0, then with seed 1, ..."""
     return [kind(row, seed, settings) for seed in range(seeds) for row in rows]

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# The paper's name of a row -> its part of our names.
+# From the paper's names to the parts of our row names.
 DETECTORS = {'Faster R-CNN': 'faster-rcnn', 'Mask R-CNN': 'mask-rcnn', 'RetinaNet': 'retinanet'}
 CLASSIFIERS = {'ResNet': 'none', 'SENet': 'SE', 'CBAM': 'CBAM', 'SGE-Net': 'SGE',
                'ECA-Net': 'ECA', 'SA-Net': 'SA'}
@@ -16,7 +16,7 @@ TABLE_KEYS = {
     3: 'table3_detection_coco_val2017',
     4: 'table4_instance_segmentation_coco_val2017',
 }
-DATASETS = {'ImageNet': (1, 2), 'COCO': (3, 4)}  # and the tables that are measured on them
+DATASETS = {'ImageNet': (1, 2), 'COCO': (3, 4)}  # with the tables that are measured on them
 TASKS = {1: 'accuracy', 2: 'accuracy', 3: 'bbox', 4: 'segm'}
 METRICS = {
     'accuracy': ('top1', 'top5'),
@@ -25,9 +25,9 @@ METRICS = {
 DECIMALS = {'accuracy': 3, 'bbox': 1, 'segm': 1}  # of the metrics, as printed
 NAMES = {'accuracy': 'top-1 accuracy', 'bbox': 'box AP', 'segm': 'mask AP'}  # of the first metric
 
-# Why a printed cell cannot be right beside the others, by (table, row, cell).
+# Why a printed cell contradicts the others, by (table, row, cell).
 CONTRADICTIONS = {
-    (2, 'sa-resnet50', 'params_m'): 'cut, not rounded, unlike all other cells of the table',
+    (2, 'sa-resnet50', 'params_m'): 'truncated, not rounded, unlike all other cells of the table',
     (3, 'retinanet_sa-r101', 'params_m'):
     'less than plain RetinaNet (56.74): attention cannot remove parameters',
 }
@@ -38,13 +38,13 @@ class Row:
     """One row of a table.
 
     Attributes:
-        table: 1 to 4, or 0 for a row that is in none.
+        table: 1 to 4, or 0 for a row in none of them.
         detector: the paper's name of the detector; None for a classifier.
         backbone: 'ResNet-50' or 'ResNet-101'.
         attention: 'none', 'SE', 'CBAM', 'SGE', 'ECA' or 'SA'.
-        variant: of the attention, in Table 1: 'origin', 'w/o_gn', ...; '' elsewhere.
-        params_m: million parameters, None where the table does not tell.
-        gflops: billion operations, likewise.
+        variant: variant of the attention in Table 1: 'origin', 'w/o_gn', ...; otherwise ''.
+        params_m: parameters in millions, None if the table doesn't print them.
+        gflops: operations in billions, None if the table doesn't print them.
         metrics: percentages by metric: AP, AP50, ... of boxes (Table 3) or masks (Table 4), top1
             and top5 (Tables 1 and 2).
     """
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Beginning of its config's file name: 'mask-rcnn_sa-r50', 'sa-resnet50_no-gn', ..."""
+        """The start of its config's file name: 'mask-rcnn_sa-r50', 'sa-resnet50_no-gn', ..."""
         attention = '' if self.attention == 'none' else f'{self.attention.lower()}-'
         if self.detector:
             return f'{DETECTORS[self.detector]}_{attention}r{self.depth}'
@@ -76,7 +76,7 @@ class Row:
 
     @property
     def depth(self) -> int:
-        """Of its ResNet: 50 or 101."""
+        """Depth of its ResNet: 50 or 101."""
         return int(self.backbone.removeprefix('ResNet-'))
 
     @property
@@ -92,7 +92,7 @@ def load_table(table: int) -> list[Row]:
         table: 1 to 4.
 
     Raises:
-        ValueError: the paper has no such table.
+        ValueError: The paper has no such table.
     """
     if table not in TABLE_KEYS:
         raise ValueError(f'the paper has Tables {", ".join(map(str, TABLE_KEYS))}, not {table}')
@@ -123,7 +123,7 @@ class Measured:
     seeds: int
 
     def text(self, decimals: int) -> str:
-        """For people: the mean, and the deviation where there are several seeds."""
+        """Return the mean as text, with the standard deviation if there are several seeds."""
         deviation = '' if self.std is None else f' ± {self.std:.{decimals}f}'
         return f'{self.mean:.{decimals}f}{deviation}'
 
@@ -133,11 +133,12 @@ class Summary:
     """A row of a table: what the paper prints, and what was measured.
 
     Attributes:
-        row: of the paper.
-        measured: by metric; empty if the row was not run; None for a metric without objects.
-        gain: of the first metric, top-1 accuracy or AP, above that of the row without attention, or
-            in Table 1 of the whole module; None for that row, or if one of the two was not run.
-        paper_gain: the paper's.
+        row: row of the paper.
+        measured: what was measured, by metric. It is empty if the row was not run. A metric
+            without objects is None.
+        gain: gain in the first metric, top-1 accuracy or AP, over the row without attention; in
+            Table 1, over the whole module. None for that row, or if one of the two was not run.
+        paper_gain: the paper's gain.
         evaluated_on: label of the images; None if the row was not run.
         comparable: whether these are the paper's images, or the row was not run.
     """
@@ -150,17 +151,17 @@ class Summary:
     comparable: bool
 
     def difference(self, metric: str) -> float | None:
-        """Measured minus paper; None where that would compare different things."""
+        """Return measured minus printed; None if the two cannot be compared."""
         measured = self.measured.get(metric)
         return measured.mean - self.row.metrics[metric] if measured and self.comparable else None
 
 
 def summarize(table: int, results: list[dict]) -> list[Summary]:
-    """Put results of runs beside the rows of a table.
+    """Combine the rows of a table with the results of runs.
 
     Args:
         table: 1 or 2 (accuracy), 3 (boxes) or 4 (masks).
-        results: contents of result.json files, of any rows and seeds.
+        results: contents of result.json files, for any rows and seeds.
     """
     task = TASKS[table]
     first = METRICS[task][0]
@@ -191,7 +192,7 @@ def _measured(task: str, results: list[dict]) -> dict[str, Measured | None]:
 
 
 def over_seeds(values: list[float]) -> Measured | None:
-    """Return a metric over seeds in percent, from values in [0, 1]; None where there are none."""
+    """Return a metric over seeds in percent, from values in [0, 1]; None if there are none."""
     if not values or min(values) < 0:  # COCO's -1: there are no objects of this size
         return None
     percent = [100 * value for value in values]
@@ -200,7 +201,7 @@ def over_seeds(values: list[float]) -> Measured | None:
 
 
 def _compared_with(row: Row, rows: list[Row]) -> Row:
-    """Return the row without attention of the same network; of an ablation the whole module."""
+    """Return the row of the same network without attention; for an ablation, the whole module."""
     if row.variant:
         return next(other for other in rows if other.variant == 'origin')
     return next(other for other in rows if other.attention == 'none'

@@ -1,4 +1,4 @@
-"""Initial weights: which file starts which backbone, and whether it fits."""
+"""Initial weights: which checkpoint starts which backbone, and whether it fits."""
 import itertools
 import re
 from pathlib import Path
@@ -19,57 +19,57 @@ SHUFFLE_ATTENTION = {'cweight', 'cbias', 'sweight', 'sbias', 'gn.weight', 'gn.bi
 
 
 def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, str], dict]:
-    """Find out by their content which checkpoint starts which rows.
+    """Find out from their content which checkpoint starts which rows.
 
     Args:
-        paths: checkpoints of backbones or classifiers, plain or with attention, and work dirs, of
-            which the finished classifiers with seed 0 are taken.
-        rows: to be started.
+        paths: checkpoints of backbones or classifiers, plain or with attention, and work dirs,
+            whose finished classifiers with seed 0 are taken.
+        rows: rows to start.
 
     Returns:
-        What changes in a backbone's config, its ``init_cfg`` at least, by (depth, attention), such
+        What changes in a backbone's config, at least its ``init_cfg``, by (depth, attention), such
         as (50, 'SA').
 
     Raises:
-        ReproduceError: a file cannot be read, is no ResNet's or equals another in kind, or a row
-            has none.
+        ReproduceError: A file cannot be read, isn't from a ResNet or is the second of its kind, or
+            a row has no checkpoint.
     """
     found = {}
     for path in itertools.chain.from_iterable(map(_files, paths)):
         key, start = identify_backbone(path)
         if key in found:
             raise ReproduceError(f'--init imagenet: {found[key]["init_cfg"]["checkpoint"]} and '
-                                 f'{path} are both of {_described(key)}: give one of them')
+                                 f'{path} are both of {_described(key)}: pass only one of them')
         found[key] = start
     needed = {(row.depth, row.attention): row.name for row in rows}
     lacking = [f'{_described(key)} (for {name})' for key, name in needed.items()
                if key not in found]
     if lacking:
         raise ReproduceError(
-            f'--init imagenet has no checkpoint of {", ".join(lacking)}; given are '
-            f'{", ".join(map(_described, found)) or "none"}. Give the missing ones, or choose '
-            'other rows by --rows')
+            f'--init imagenet has no checkpoint of {", ".join(lacking)}, only of '
+            f'{", ".join(map(_described, found)) or "nothing"}. Add the missing ones, or choose '
+            'other rows with --rows')
     return {key: found[key] for key in needed}
 
 
 def _files(path: Path) -> list[Path]:
-    """Return a checkpoint itself; of a work dir the last ones of its classifiers."""
+    """Return a checkpoint itself; for a work dir, the last checkpoints of its classifiers."""
     if not path.is_dir():
         return [path]
     results = sorted(path.glob('*/seed0/result.json'))
     if not results:
-        raise ReproduceError(f'--init imagenet: {path} has no finished run with seed 0. Give the '
-                             '--work-dir of Tables 1 and 2, or files')
+        raise ReproduceError(f'--init imagenet: {path} has no finished run with seed 0. Pass the '
+                             '--work-dir of Tables 1 and 2, or checkpoints')
     return [result.with_name(Path(read_result(result)['checkpoint']).name) for result in results]
 
 
 def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
-    """Return what a checkpoint of a ResNet is of, and what lets a backbone start from it.
+    """Return the kind of ResNet that a checkpoint is from, and how a backbone starts from it.
 
     Returns:
-        Its depth, and its attention: 'none', 'SE', 'SA', ... or, for an ablation of shuffle
-        attention, 'SA without' or 'with' what. Then its ``init_cfg``; of SE also the ``attention``,
-        which has biases or none.
+        The depth and the attention: 'none', 'SE', 'SA', ... or, for an ablation of shuffle
+        attention, 'SA with' or 'SA without' some parameters. Then changes to a backbone's config:
+        ``init_cfg``, and for SE also ``attention``, which says whether it has biases.
     """
     try:
         state = read_checkpoint(path)['state_dict']
@@ -78,12 +78,12 @@ def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
     matches = [match for match in map(BLOCK.match, state) if match]
     depth = BLOCKS_OF_LAYER3.get(len({match[2] for match in matches}))
     if depth is None:
-        raise ReproduceError(f'{path} is not of a ResNet-50, -101 or -152: it begins with '
-                             f'{next(iter(state))}')
+        raise ReproduceError(f'{path} begins with {next(iter(state))}: expected a checkpoint of a '
+                             'ResNet-50, -101 or -152')
     parts = {match[3] for match in matches}.difference(OWN_PARTS)
     if len(parts) > 1:
-        raise ReproduceError(f'{path} has several layers beside those of a ResNet in its '
-                             f'bottlenecks: {", ".join(sorted(parts))}')
+        raise ReproduceError(f'{path} has several extra layers in its bottlenecks, '
+                             f'{", ".join(sorted(parts))}: expected a ResNet with one attention')
     prefix = dict(prefix=matches[0][1]) if matches[0][1] else {}
     start = dict(init_cfg=dict(type='Pretrained', checkpoint=str(path), **prefix))
     part = parts.pop() if parts else ''
@@ -96,7 +96,7 @@ def identify_backbone(path: Path) -> tuple[tuple[int, str], dict]:
 
 
 def _ablation(names: set[str]) -> str:
-    """Return what distinguishes the parameters of an ablation from those of shuffle attention."""
+    """Return how the parameters of an ablation differ from those of shuffle attention."""
     more, less = names - SHUFFLE_ATTENTION, SHUFFLE_ATTENTION - names
     return ' '.join(f'{word} {", ".join(sorted(those))}'
                     for word, those in (('with', more), ('without', less)) if those)
@@ -108,7 +108,7 @@ def _described(key: tuple[int, str]) -> str:
 
 
 def describe_start(config: Config) -> str:
-    """For people: the initial weights of a config's model, or of its backbone."""
+    """Return the initial weights of a config's model, or of its backbone, as text."""
     inits = [part.get('init_cfg') for part in (config.model.backbone, config.model)]
     sources = [init.get('checkpoint') for init in inits if isinstance(init, dict)]
     source = config.get('load_from') or config.model.get('pretrained') or next(

@@ -1,1 +1,1 @@
-"""What attention costs, measured beside what it is compared with."""
+"""Measure what attention costs in time and memory, compared with its alternatives."""

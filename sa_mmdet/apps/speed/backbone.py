@@ -1,4 +1,4 @@
-"""SA-ResNet beside plain ResNet: inference, and a training step without the rest of a detector."""
+"""SA-ResNet and plain ResNet: inference, and a training step without the rest of a detector."""
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .variants import BASELINE, FOLDED, NetworkCase, initialise, share_weights, 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneCase(NetworkCase):
-    """What is measured: backbones of one depth, with the options that detectors give them.
+    """What to measure: backbones of one depth, with the options that detectors give them.
 
     Attributes:
         depth: 50, 101 or 152.
@@ -24,7 +24,7 @@ class BackboneCase(NetworkCase):
 
 
 def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
-    """Return the variants, the baseline first; all compute the same function."""
+    """Return the variants, the baseline first. All compute the same function."""
     config = dict(type='SAResNet', depth=case.depth, frozen_stages=1, norm_eval=True)
     networks = {name: MODELS.build(cfg)
                 for name, cfg in variants_of(config, case.formula).items()}
@@ -37,10 +37,11 @@ def build_backbones(case: BackboneCase) -> dict[str, nn.Module]:
 def measure_backbone(case: BackboneCase) -> Iterator[dict]:
     """Measure inference, then training, of all variants in turn.
 
-    'inference' is the forward pass in evaluation mode under ``no_grad``; there also compete the
-    networks whose batch norms mmcv has folded into their convolutions. 'training' is forward and
-    backward in training mode, with the stem and the first stage frozen and norms in evaluation
-    mode: from the same gradients of the outputs to fresh gradients of all parameters that train.
+    'inference' is the forward pass in evaluation mode under ``no_grad``. It also includes the
+    networks whose batch norms mmcv has folded into their convolutions. 'training' is the forward
+    and backward pass in training mode, with the stem and the first stage frozen and norms in
+    evaluation mode. It starts from fixed gradients of the outputs and computes new gradients of
+    all trainable parameters.
 
     Yields:
         The rows of ``measure.compare``, each with its 'pass'.
@@ -83,6 +84,6 @@ def _training(network: nn.Module, x: Tensor, gradients: list[Tensor], case: Back
     def call():
         with case.autocast():
             outputs = network(x)
-        first = sum(not y.requires_grad for y in outputs)  # those of frozen stages
+        first = sum(not y.requires_grad for y in outputs)  # outputs of frozen stages
         return torch.autograd.grad(outputs[first:], parameters, gradients[first:])
     return call

@@ -1,4 +1,4 @@
-"""What the Triton kernels compile to, for GPUs that need not be there."""
+"""What the Triton kernels compile to, for GPUs that need not be present."""
 import math
 import re
 import subprocess
@@ -18,7 +18,7 @@ from ...ops import triton_launch
 from .operator import GROUPS, OperatorCase, stage_shapes
 
 CAPABILITIES = (80, 90, 100)
-# what a multiprocessor of these has room for; shared memory is never short here
+# what fits on a multiprocessor of these GPUs; shared memory is never the limit
 REGISTERS, WARPS, PROGRAMS = 65536, 64, 32
 INSTRUCTION = re.compile(r'/\*([0-9a-f]{4,})\*/\s+([^;]+?)\s*;')
 BACK = re.compile(r'\bBRA\b.* 0x([0-9a-f]+)$')
@@ -29,7 +29,7 @@ WIDTHS = {'.U8': 1, '.S8': 1, '.U16': 2, '.S16': 2, '.64': 8, '.128': 16, '.256'
 
 @dataclass
 class Launch:
-    """A compiled kernel and what it was launched with: numbers, and the dtypes of tensors."""
+    """A compiled kernel and its launch arguments: numbers, and the dtypes of tensors."""
 
     kernel: str
     programs: int
@@ -39,7 +39,7 @@ class Launch:
 
 
 class Code(NamedTuple):
-    """A kernel's machine code, and the registers and bytes of the stack of a thread."""
+    """A kernel's machine code, with the registers and stack bytes of a thread."""
 
     registers: int
     stack: int
@@ -48,7 +48,7 @@ class Code(NamedTuple):
 
 @dataclass
 class Driver:
-    """Stands in for Triton's driver of a GPU: it takes down launches, and launches nothing."""
+    """A stand-in for Triton's GPU driver that records launches and launches nothing."""
 
     capability: int
     launches: list[Launch] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Driver:
         return 1, binary, 0, 0, 1024  # module, function, registers, spills, threads
 
     def launcher_cls(self, source, metadata) -> Callable[..., None]:
-        """Return what starts a compiled kernel."""
+        """Return the function that launches a compiled kernel."""
         def launch(x: int, y: int, z: int, stream: int, binary: bytes, *others) -> None:
             self.launches.append(Launch(
                 source.fn.__name__, x * y * z, metadata.num_warps, binary,
@@ -84,14 +84,14 @@ class Driver:
 
 @cache
 def driver_of(capability: int) -> Driver:
-    """Return the driver of a GPU. Triton keeps what it has compiled for it."""
+    """Return the driver of a GPU; Triton caches what it compiles for it."""
     return Driver(capability)
 
 
 def launches(capability: int, call: Callable[[], object]) -> list[Launch]:
-    """Return what a call launches on a GPU of a compute capability.
+    """Return what a call launches on a GPU of this compute capability.
 
-    Tensors may be on the meta device. Triton's driver is replaced for good.
+    Tensors may be on the meta device. Triton's driver stays replaced afterwards.
     """
     driver = driver_of(capability)
     driver.launches = []
@@ -103,15 +103,15 @@ def launches(capability: int, call: Callable[[], object]) -> list[Launch]:
 
 def compile_operator(case: OperatorCase, capabilities: tuple[int, ...] = CAPABILITIES
                      ) -> Iterator[dict]:
-    """Compile what computes the case, for the four stages and both passes. No GPU is needed.
+    """Compile the kernels of a case for the four stages and both passes, without a GPU.
 
     Yields:
         A dict for each kernel: 'stage', 'shape', 'pass', 'kernel', 'capability' (90 is 9.0);
-        'programs' and 'warps' (of a program); 'registers' and 'spilled_bytes' (of a thread);
-        'resident_warps', for which a multiprocessor has room; 'access_bytes', which a thread mostly
-        reads or writes at a time; and 'instructions', which it executes for an element of the
-        tensor, those of threads without elements included; None of kernels that merge what
-        programs have left.
+        'programs' and 'warps' (per program); 'registers' and 'spilled_bytes' (per thread);
+        'resident_warps', which fit on a multiprocessor; 'access_bytes', which a thread mostly reads
+        or writes at a time; and 'instructions' per element of the tensor, including those of
+        threads without elements. 'instructions' is None for kernels that merge the results of
+        programs.
     """
     for capability in capabilities:
         for stage, shape in enumerate(stage_shapes(case), start=1):
@@ -144,7 +144,7 @@ def _describe(launch: Launch, elements: int, dtype: torch.dtype) -> dict:
 
 
 def disassemble(binary: bytes) -> Code:
-    """Return the code of a compiled kernel."""
+    """Return the machine code of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(binary)
         file.flush()
@@ -157,8 +157,8 @@ def disassemble(binary: bytes) -> Code:
 
 
 def resident_warps(warps: int, registers: int) -> int:
-    """Return how many warps of programs of ``warps`` each a multiprocessor has room for."""
-    of_warp = -(-registers // 8) * 8 * 32  # registers are given out in blocks of 256
+    """Return how many warps fit on a multiprocessor, in programs of ``warps`` warps each."""
+    of_warp = -(-registers // 8) * 8 * 32  # registers are allocated in blocks of 256
     return warps * min(REGISTERS // of_warp // warps, WARPS // warps, PROGRAMS)
 
 
@@ -169,16 +169,16 @@ def loops(code: Code) -> list[list[str]]:
     for place, (_, text) in enumerate(code.instructions):
         back = BACK.search(text)
         start = places[int(back[1], 16)] if back else place
-        if start < place:  # and not the branch to itself behind the end
+        if start < place:  # not the branch to itself after the end
             found.append([text for _, text in code.instructions[start:place + 1]])
     return found
 
 
 def instructions(launch: Launch, code: Code, elements: int, itemsize: int) -> float | None:
-    """Return the instructions that a thread executes for an element.
+    """Return the instructions that a thread executes per element.
 
-    Loops are counted as often as a program's elements ask for, what is outside once, whatever it is
-    that is skipped there. None for a kernel that does not go over the elements.
+    A loop counts as often as a program's elements require. Code outside loops counts once, even if
+    it is skipped. Return None for a kernel that doesn't loop over the elements.
     """
     if launch.kernel in MERGING:
         return None
@@ -189,7 +189,7 @@ def instructions(launch: Launch, code: Code, elements: int, itemsize: int) -> fl
 
 
 def access_bytes(code: Code) -> int:
-    """Return at how many bytes a thread reads and writes most, in loops if there are any."""
+    """Return the access size, in bytes, that moves most data, in loops if there are any."""
     moved = Counter()
     for text in chain(*(loops(code) or [[text for _, text in code.instructions]])):
         moved[_bytes(text)] += _bytes(text)
@@ -197,13 +197,13 @@ def access_bytes(code: Code) -> int:
 
 
 def _elements(body: list[str], itemsize: int) -> float:
-    """Return the elements of a thread in a loop: it has one exponential, or one read, for each."""
+    """Return the elements per thread in a loop, which has one exponential or read for each."""
     return (sum('MUFU.EX2' in text for text in body)
             or sum(_bytes(text) for text in body if 'LDG' in text) / itemsize)
 
 
 def _bytes(text: str) -> int:
-    """Return the bytes that an instruction of a thread reads or writes in global memory."""
+    """Return the bytes that an instruction reads or writes in global memory, per thread."""
     access = ACCESS.search(text)
     if not access:
         return 0

@@ -1,4 +1,4 @@
-"""SA-ResNet as it is deployed beside plain ResNet, in the runtimes where networks are deployed."""
+"""SA-ResNet as deployed, compared with plain ResNet in the runtimes that deployments use."""
 import io
 import subprocess
 import sys
@@ -23,7 +23,7 @@ DEPLOYED = f'{ATTENTION} deployed'
 
 @dataclass(frozen=True, kw_only=True)
 class DeployCase(BackboneCase):
-    """What is measured: backbones on the CPU, in float32.
+    """What to measure: backbones on the CPU, in float32.
 
     Attributes:
         runtimes: some of ``RUNTIMES``.
@@ -33,7 +33,8 @@ class DeployCase(BackboneCase):
 
 
 def build_networks(case: DeployCase) -> dict[str, nn.Module]:
-    """Return plain ResNet with its batch norms folded, SAResNet as trained, and as deployed."""
+    """Return plain ResNet with folded batch norms, SAResNet as trained, and SAResNet as deployed.
+    """
     networks = build_backbones(case)
     for network in networks.values():
         network.eval()
@@ -47,8 +48,8 @@ def measure_deployed(case: DeployCase) -> Iterator[dict]:
 
     Yields:
         The rows of ``measure.compare``, each with its 'pass', which is the runtime, and
-        'file_bytes': of the ONNX file, or of the weights as PyTorch saves them. 'peak_bytes' are
-        those of tensors in PyTorch, and of the whole process, with the network, elsewhere.
+        'file_bytes', the size of the ONNX file or of the weights as PyTorch saves them. In PyTorch,
+        'peak_bytes' counts tensors. Elsewhere it counts the whole process with the network.
     """
     networks = build_networks(case)
     x = torch.randn(case.batch, 3, case.height, case.width,
@@ -74,13 +75,13 @@ def measure_deployed(case: DeployCase) -> Iterator[dict]:
 
 
 def missing_package(runtime: str) -> str | None:
-    """Return the package that a runtime needs and that is not installed, None if none."""
+    """Return a package that a runtime needs and that is not installed, or None."""
     needed = ('onnx', runtime) if runtime in OF_FILES else ()
     return next((name for name in needed if find_spec(name) is None), None)
 
 
 def export(network: nn.Module, x: torch.Tensor, file: Path) -> None:
-    """Write a network for inputs of one size."""
+    """Export a network to ONNX for inputs of one size."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         torch.onnx.export(network, (x, ), str(file), dynamo=False, opset_version=17,
@@ -88,7 +89,7 @@ def export(network: nn.Module, x: torch.Tensor, file: Path) -> None:
 
 
 def saved_bytes(network: nn.Module) -> int:
-    """Return how large the file of a network's weights is."""
+    """Return the size of the file with a network's weights."""
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     return file.tell()
@@ -128,7 +129,7 @@ OF_FILES: dict[str, Callable[[Path, np.ndarray], Call]] = {
     'onnxruntime': _onnxruntime, 'openvino': _openvino}
 RUNTIMES = *OF_NETWORKS, *OF_FILES
 
-# run by a process of its own, whose memory it prints
+# runs in its own process and prints that process's peak memory
 _PEAK = '''
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def memory(kind):
     return next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 deployed.torch.set_num_threads({threads})
-Path('/proc/self/clear_refs').write_text('5')  # the peak starts anew
+Path('/proc/self/clear_refs').write_text('5')  # reset the peak
 before = memory('VmRSS')
 call = deployed.OF_FILES[{runtime!r}](Path(sys.argv[1]), np.zeros({shape}, np.float32))
 call(), call()
@@ -150,10 +151,10 @@ print(1024 * (memory('VmHWM') - before))
 
 
 def peak_of_process(runtime: str, file: Path, x: torch.Tensor) -> int:
-    """Return the bytes that a process takes at most for a network and two calls."""
+    """Return the peak memory, in bytes, of a process that loads a network and calls it twice."""
     program = _PEAK.format(runtime=runtime, threads=torch.get_num_threads(), shape=tuple(x.shape))
     process = subprocess.run([sys.executable, '-W', 'ignore', '-c', program, str(file)],
                              capture_output=True, text=True)
     if process.returncode:
-        raise RuntimeError(f'{runtime} does not run {file.name}: {process.stderr[-500:]}')
+        raise RuntimeError(f'{runtime} cannot run {file.name}: {process.stderr[-500:]}')
     return int(process.stdout.split()[-1])

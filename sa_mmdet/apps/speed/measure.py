@@ -1,4 +1,4 @@
-"""Time and memory of calls that compete in the same minutes, on CPU or CUDA."""
+"""Time and memory of calls that are measured in turn, on CPU or CUDA."""
 import platform
 import random
 import statistics
@@ -15,7 +15,7 @@ from ..validate.config import reason
 
 Call = Callable[[], object]
 
-# The allocator goes on asking a graph whose capture failed whether an allocation is for it.
+# The allocator keeps asking a graph whose capture failed whether an allocation is for it.
 _FAILED_GRAPHS: list[torch.cuda.CUDAGraph] = []
 
 
@@ -24,9 +24,9 @@ class Case:
     """What all measurements have in common.
 
     Attributes:
-        batch, height, width: of the images; height and width multiples of 32.
-        dtype, device, channels_last: of what is measured.
-        repeats: rounds of which medians are taken.
+        batch, height, width: size of the batch; height and width are multiples of 32.
+        dtype, device, channels_last: type, device and layout of what is measured.
+        repeats: number of rounds to take the median of.
     """
 
     batch: int = 1
@@ -39,24 +39,24 @@ class Case:
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of the images, or the feature maps, and the weights in memory."""
+        """Memory layout of the images or feature maps, and of the weights."""
         return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def median_times(calls: dict[str, Call], device: torch.device, repeats: int,
                  warmup: int = 3) -> dict[str, float]:
-    """Milliseconds of each call: medians over the rounds of ``round_times``."""
+    """Return the milliseconds of each call: the median over the rounds of ``round_times``."""
     return {name: statistics.median(times)
             for name, times in round_times(calls, device, repeats, warmup).items()}
 
 
 def round_times(calls: dict[str, Call], device: torch.device, repeats: int,
                 warmup: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of each call in each of ``repeats`` rounds, in which each has its turn.
+    """Return the milliseconds of each call in each of ``repeats`` rounds, where calls take turns.
 
-    Interleaved, whatever else the machine does meets all of them alike; in another order every
-    round, none always finds the memory that a certain other one has just freed. On CUDA the time is
-    that between two events on the stream.
+    Because calls are interleaved, other work on the machine affects all of them alike. Each round
+    has another order, so that no call always reuses memory that the same other call just freed. On
+    CUDA, the time is measured between two events on the stream.
     """
     times = {name: [] for name in calls}
     order = random.Random(0)
@@ -70,17 +70,17 @@ def round_times(calls: dict[str, Call], device: torch.device, repeats: int,
 
 def graph_times(sets: list[dict[str, Call]], device: torch.device,
                 repeats: int) -> dict[str, float]:
-    """Milliseconds of each call on the GPU, without the time that Python takes to launch it.
+    """Return the milliseconds of each call on the GPU, without the time of Python's launch.
 
-    For each name the calls of all sets, one after another, are captured in one CUDA graph, whose
-    replays compete in the rounds of ``round_times``. Their results are different memory, so that
-    none is still in the cache when it is written again. What cannot be captured is called instead,
-    as a warning on stderr tells.
+    For each name, the calls of all sets are captured one after another in one CUDA graph. The
+    replays take turns as in ``round_times``. The results of the sets are in different memory, so
+    that none is still in the cache when it is written again. A call that cannot be captured is
+    called directly, with a warning on stderr.
 
     Args:
         sets: the calls by name, for each of several sets of inputs.
-        device: a CUDA device, the current one.
-        repeats: rounds of which medians are taken.
+        device: the current CUDA device.
+        repeats: number of rounds to take the median of.
     """
     stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
     replays = {}
@@ -91,7 +91,7 @@ def graph_times(sets: list[dict[str, Call]], device: torch.device,
             _capture(graph, calls, stream, pool)
             replays[name] = graph.replay
         except Exception as error:  # whatever the calls raise
-            print(f"warning: {name}: no CUDA graph, so that Python's time counts too: "
+            print(f"warning: {name}: no CUDA graph, so its time includes Python's: "
                   f'{reason(error.__context__ or error)}', file=sys.stderr)
             _FAILED_GRAPHS.append(graph)
             pool = torch.cuda.graph_pool_handle()  # the other stays reserved for the failed one
@@ -102,22 +102,22 @@ def graph_times(sets: list[dict[str, Call]], device: torch.device,
 
 def _capture(graph: torch.cuda.CUDAGraph, calls: list[Call], stream: torch.cuda.Stream,
              pool: tuple[int, int]) -> None:
-    """Capture the calls, each once. Graphs of one pool share memory, and must not overlap."""
+    """Capture each call once. Graphs of one pool share memory, and must not overlap."""
     stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream):  # torch.cuda.graph leaves it only where the capture succeeds
-        for call in 2 * calls:  # compiles kernels, which a capture must not
+    with torch.cuda.stream(stream):  # torch.cuda.graph leaves it only if the capture succeeds
+        for call in 2 * calls:  # compiles kernels, which must not happen in a capture
             call()
         with torch.cuda.graph(graph, pool, stream):
             results = [call() for call in calls]
-    del results  # each has had its own memory, which the next graph may use
+    del results  # each had its own memory, which the next graph may use
 
 
 def host_microseconds(call: Call, device: torch.device, repeats: int,
                       calls: int = 10) -> float | None:
-    """Microseconds that Python takes for a call, while the GPU works; None on the CPU.
+    """Return the microseconds that Python takes for a call while the GPU works; None on the CPU.
 
-    The median of ``repeats`` times for ``calls`` calls, whose kernels have to fit into the queue
-    of some 1000 launches: in a full one Python waits for the GPU.
+    It is the median of ``repeats`` measurements of ``calls`` calls. Their kernels must fit into the
+    queue of some 1000 launches: if it is full, Python waits for the GPU.
     """
     if device.type != 'cuda':
         return None
@@ -135,22 +135,23 @@ def host_microseconds(call: Call, device: torch.device, repeats: int,
 
 def compare(calls: dict[str, Call], device: torch.device, repeats: int, warmup: int = 3,
             capture: bool = False, peaks: dict[str, int] | None = None) -> list[dict]:
-    """Time and peak memory of each call, and their ratios to those of the first.
+    """Return time and peak memory of each call, and their ratios to the first call's.
 
-    A round's calls ran in the same moments: the ratio of times is taken within each round, and of
-    the rounds' ratios the median, which the machine's other work moves less than the times.
+    The calls of a round run close together in time. The ratio of times is therefore taken within
+    each round, and the median over the rounds is returned: the machine's other work affects it less
+    than the times.
 
     Args:
-        calls: what competes, by name.
-        device: on which the calls run.
-        repeats, warmup: rounds that count, and rounds before these.
-        capture: time CUDA graphs of the calls as well, in which Python takes no part.
-        peaks: the peak memory, where PyTorch does not allocate it.
+        calls: the calls to compare, by name.
+        device: the device that the calls run on.
+        repeats, warmup: number of rounds that count, and of rounds before them.
+        capture: also time CUDA graphs of the calls, which exclude Python's time.
+        peaks: the peak memory, if PyTorch does not allocate it.
 
     Returns:
-        For each call a dict: 'name'; 'milliseconds', the median over the rounds, and
+        A dict for each call: 'name'; 'milliseconds', the median over the rounds, and
         'round_milliseconds', all of them; 'time_ratio', and 'time_ratio_quartiles', the first and
-        third; 'peak_bytes' and 'memory_ratio'; 'graph_milliseconds' and 'graph_ratio', None where
+        third; 'peak_bytes' and 'memory_ratio'; 'graph_milliseconds' and 'graph_ratio', None if
         nothing is captured, as on the CPU.
     """
     times = round_times(calls, device, repeats, warmup)
@@ -187,12 +188,12 @@ def _time(call: Call, device: torch.device) -> float:
     start = time.perf_counter()
     result = call()
     elapsed = time.perf_counter() - start
-    del result  # freeing memory is no part of the call
+    del result  # freeing memory is not part of the call
     return 1e3 * elapsed
 
 
 def peak_memory(call: Call, device: torch.device) -> int:
-    """Return the most bytes that a call holds at one time, beyond what was there before it."""
+    """Return the most bytes that a call holds at one time, beyond what was allocated before."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -213,13 +214,13 @@ def peak_memory(call: Call, device: torch.device) -> int:
 
 
 def describe_machine(device: torch.device) -> dict:
-    """Return what a measurement was made on."""
+    """Return the hardware and the versions of a measurement."""
     cuda = device.type == 'cuda'
     return dict(
         device=torch.cuda.get_device_name(device) if cuda else _cpu_name(),
         threads=None if cuda else torch.get_num_threads(),
         capability=None if cuda else torch.backends.cpu.get_cpu_capability(),
-        # what computes float32 with 10 bits of mantissa
+        # which operations compute float32 with 10 bits of mantissa
         tf32=dict(convolutions=torch.backends.cudnn.allow_tf32,
                   matrix_products=torch.backends.cuda.matmul.allow_tf32) if cuda else None,
         versions=versions() | ({'cuda': torch.version.cuda} if cuda else {}))

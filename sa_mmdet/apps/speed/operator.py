@@ -1,4 +1,4 @@
-"""The operator, alone or in a bottleneck, beside its formula and beside copies, its floors."""
+"""The operator, alone or in a bottleneck, compared with its formula and with copies as floors."""
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -12,35 +12,35 @@ from ...ops import fused_bn_sa_add_relu, shuffle_attention, triton_launch
 from .measure import Call, Case, graph_times, host_microseconds, median_times, peak_memory
 
 GROUPS = 64
-# (channels, stride, blocks) of the stages of ResNet-50: the attention's input in an image's pixels
+# (channels, stride, blocks) of ResNet-50's stages; the stride is that of the attention's input
 STAGES = ((256, 4, 3), (512, 8, 4), (1024, 16, 6), (2048, 32, 3))
 
 FORWARD, BACKWARD = 'forward', 'forward + backward'
-# of the attention and, by True, of all that follows conv3 in a bottleneck: the floor, and how many
-# tensors of x's size it moves
+# for the attention (False) and for everything after conv3 in a bottleneck (True): the floor, and
+# how many tensors of x's size it moves
 FLOORS = {False: {FORWARD: ('clone', 2), BACKWARD: ('clone + add', 5)},
           True: {FORWARD: ('add', 3), BACKWARD: ('add + clone + add', 8)}}
 
-# of Triton's kernels, by whether the layout is channels_last: what a sweep puts into a ``Plan``
+# what a sweep changes in a ``Plan`` of the Triton kernels, by whether the layout is channels_last
 PLANS = {False: [dict(elements_a_warp=elements) for elements in (256, 512, 1024)],
          True: [dict(columns=columns, warps=warps) for columns in (32, 64, 128)
-                for warps in (2, 4, 8) if columns <= 16 * warps]}  # with fewer warps moments spill
+                for warps in (2, 4, 8) if columns <= 16 * warps]}  # with fewer, moments spill
 
-# A CUDA graph is to move so many bytes, a millisecond and also about the memory that it takes, in
-# no more than so many calls; in more, up to MAX_SETS, only to leave nothing in the cache.
+# A CUDA graph should move GRAPH_BYTES, which takes about a millisecond and as much memory, in at
+# most GRAPH_CALLS calls. It makes more, up to MAX_SETS, only to leave nothing in the cache.
 GRAPH_BYTES, GRAPH_CALLS, MAX_SETS = 3 * 10**9, 256, 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorCase(Case):
-    """What is measured: the attention of ResNet-50 on a batch of images.
+    """What to measure: the attention of ResNet-50 on a batch of images.
 
     Attributes:
-        implementation: forces one, None takes the best for the input.
+        implementation: implementation of the operator; None takes the best for the input.
         compiled: also measure ``torch.compile`` of the formula, which takes minutes to compile.
-        bottleneck: measure ``fused_bn_sa_add_relu`` in place of ``shuffle_attention``, also beside
-            what plain ResNet has there.
-        sweep: measure the operator by Triton with each of ``PLANS``, and nothing else.
+        bottleneck: measure ``fused_bn_sa_add_relu`` instead of ``shuffle_attention``, and also what
+            plain ResNet has there.
+        sweep: only measure the Triton operator with each of ``PLANS``.
     """
 
     implementation: str | None = None
@@ -52,14 +52,15 @@ class OperatorCase(Case):
 def measure_operator(case: OperatorCase) -> Iterator[dict]:
     """Measure the four stages, one after another, then add up ResNet-50's 16 blocks.
 
-    On CUDA the time is that of kernels in a CUDA graph, on inputs that are not in the cache.
+    On CUDA, times are of kernels in a CUDA graph, on inputs that are not in the cache.
 
     Yields:
         A dict for each stage, pass and variant, the floor first: 'stage' (1 to 4, or
         'ResNet-50', the sum over the blocks), 'shape', 'pass' ('forward' or 'forward + backward'),
         'name', 'milliseconds', 'host_microseconds' (until a call has launched its kernels; None on
-        the CPU and for the sum), 'peak_bytes' (None for the sum) and 'bytes' (that the floor
-        moves). The floors of ``FLOORS`` are copies: as many reads and writes as the passes need.
+        the CPU and for the sum), 'peak_bytes' (None for the sum) and 'bytes' (which the floor
+        moves). The floors in ``FLOORS`` are copies with as many reads and writes as the passes
+        need.
     """
     total = {}
     for stage, ((_, _, blocks), shape) in enumerate(
@@ -86,7 +87,8 @@ def input_sets(moved: int, cache: int) -> int:
 
     Args:
         moved: bytes that a call reads and writes.
-        cache: bytes of the GPU's L2 cache; all sets move four times as many, if MAX_SETS can.
+        cache: bytes of the GPU's L2 cache. All sets together move four times as many, if MAX_SETS
+            allows it.
 
     Returns:
         2 to ``MAX_SETS``.
@@ -112,7 +114,7 @@ def _measure_pass(case: OperatorCase, shape: tuple[int, ...], pass_: str) -> lis
 
 def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
            sets: int) -> list[dict[str, Call]]:
-    """Return the variants, the floor first, by name, for each of several sets of inputs."""
+    """Return the variants by name, the floor first, for each of several sets of inputs."""
     generator = torch.Generator(case.device).manual_seed(0)
     variants = _variants(case)
 
@@ -152,7 +154,7 @@ def _calls(case: OperatorCase, shape: tuple[int, ...], pass_: str,
 
 
 def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]) -> Call:
-    """Return the call with another plan of its last pass."""
+    """Return the call with another plan for its last pass."""
     plans = triton_launch.FORWARD if pass_ == FORWARD else triton_launch.BACKWARD
 
     def with_plan():
@@ -166,7 +168,7 @@ def _planned(call: Call, case: OperatorCase, pass_: str, changes: dict[str, int]
 
 
 def _variants(case: OperatorCase) -> dict[str, Callable[..., Tensor]]:
-    """Return functions of x, or of z, identity and batch norm, and of the parameters."""
+    """Return functions of x (or of z, identity and batch norm) and of the parameters."""
 
     def shuffle(x: Tensor, *others: Tensor,
                 implementation: str | None = case.implementation) -> Tensor:
@@ -199,7 +201,7 @@ def _batch_norm(z: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance:
 
 
 def _without_attention(z: Tensor, identity: Tensor, *others: Tensor) -> Tensor:
-    """Return what mmdet's bottleneck does after conv3, in the same places in memory."""
+    """Compute what mmdet's bottleneck does after conv3, in place where it does."""
     out = _batch_norm(z, *others[:4])
     out += identity
     return out.relu_()

@@ -1,4 +1,4 @@
-"""Measurements as tables and as plots."""
+"""Tables and plots of measurements."""
 from collections import Counter
 
 from matplotlib.axes import Axes
@@ -20,9 +20,9 @@ NETWORK_COLOURS = {FORMULA: COLOURS['grey'], FOLDED[BASELINE]: COLOURS['sky blue
 
 
 def operator_table(rows: list[dict]) -> Table:
-    """Time, bandwidth, the host's time and memory of each variant, stage by stage.
+    """Return time, bandwidth, host time and memory of each variant, stage by stage.
 
-    The bandwidth is in bytes that the floor moves, the copy that it is compared with is the floor.
+    Bandwidth counts the bytes that the floor moves. The copy in '% of copy' is the floor.
     """
     hosts = any(row['host_microseconds'] is not None for row in rows)
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
@@ -46,7 +46,7 @@ def operator_table(rows: list[dict]) -> Table:
 
 
 def operator_lines(rows: list[dict]) -> list[str]:
-    """Return how the operator compares over ResNet-50's blocks, in a sentence for each pass."""
+    """Return a sentence for each pass: how the operator compares over ResNet-50's blocks."""
     lines = []
     for pass_ in (FORWARD, BACKWARD):
         floor, operator, *others = (
@@ -61,7 +61,7 @@ def operator_lines(rows: list[dict]) -> list[str]:
 
 
 def compiled_table(rows: list[dict]) -> Table:
-    """Return what each kernel takes; the heads are short for the keys of ``compile_operator``."""
+    """Return what each kernel uses; the headers shorten the keys of ``compile_operator``."""
     table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in ('sm', 'stage', 'pass', 'kernel', 'programs', 'warps', 'registers', 'spilled',
                  'resident', 'access', 'instructions'):
@@ -78,7 +78,7 @@ def compiled_table(rows: list[dict]) -> Table:
 
 
 def compiled_lines(rows: list[dict]) -> list[str]:
-    """Return the worst figure of each pass in a sentence."""
+    """Return a sentence for each pass with its worst figures."""
     lines = []
     for pass_ in dict.fromkeys(row['pass'] for row in rows):
         of_pass = [row for row in rows if row['pass'] == pass_]
@@ -86,21 +86,21 @@ def compiled_lines(rows: list[dict]) -> list[str]:
         for row in of_pass:
             sums[row['stage'], row['capability']] += row['instructions'] or 0
         lines.append(
-            f'{pass_}: at most {max(sums.values()):.0f} instructions an element, '
+            f'{pass_}: at most {max(sums.values()):.0f} instructions per element, '
             f'{max(row["registers"] for row in of_pass)} registers, '
             f'{max(row["spilled_bytes"] for row in of_pass)} spilled bytes')
     return lines
 
 
 def bandwidth(row: dict) -> float:
-    """GB/s: the bytes that the floor moves, divided by the time."""
+    """Return GB/s: the bytes that the floor moves, divided by the time."""
     return row['bytes'] / row['milliseconds'] / 1e6
 
 
 def operator_plot(rows: list[dict], title: str) -> bytes:
-    """Bandwidth of each variant in each stage, the floor's as a line, as a PNG.
+    """Draw the bandwidth of each variant in each stage, and the floor's as a line, as a PNG.
 
-    The bytes are those that the floor moves, see ``operator.FLOORS``.
+    The bandwidth counts the bytes that the floor moves (see ``operator.FLOORS``).
     """
     figure = Figure(figsize=(14, 5), layout='constrained')
     for axes, pass_ in zip(figure.subplots(1, 2), (FORWARD, BACKWARD), strict=True):
@@ -130,7 +130,7 @@ def operator_plot(rows: list[dict], title: str) -> bytes:
 
 
 def comparison_table(rows: list[dict]) -> Table:
-    """Time and memory of each variant, and their ratios to the baseline's, pass by pass."""
+    """Return time and memory of each variant with their ratios to the baseline, by pass."""
     table = Table()
     base = rows[0]['name']
     for name in ('pass', '', 'ms', f'× {base}', 'quartiles', 'peak MB', f'× {base}'):
@@ -146,28 +146,28 @@ def comparison_table(rows: list[dict]) -> Table:
 
 
 def comparison_lines(rows: list[dict]) -> list[str]:
-    """Return the ratios of each pass and variant to the baseline in a sentence."""
+    """Return a sentence for each pass and variant with its ratios to the baseline."""
     base = rows[0]['name']
     return [f'{row["pass"]}: {row["name"]} / {base} = {row["time_ratio"]:.2f} in time '
-            f'(half of the rounds {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '
+            f'(quartiles {" to ".join(f"{q:.2f}" for q in row["time_ratio_quartiles"])}), '
             f'{row["memory_ratio"]:.2f} in peak memory'
             + (f', {row["graph_ratio"]:.2f} as a CUDA graph' if row['graph_ratio'] else '')
             for row in rows if row['name'] != base]
 
 
 def file_lines(rows: list[dict]) -> list[str]:
-    """Return the sizes of the networks' files in a sentence for each runtime."""
+    """Return a sentence for each runtime with the sizes of the networks' files."""
     sizes: dict[str, list[str]] = {}
     for row in rows:
         sizes.setdefault(row['pass'], []).append(f'{row["name"]} {row["file_bytes"] / 1e6:.1f} MB')
-    return [f'{pass_}: file of {", ".join(of_pass)}' for pass_, of_pass in sizes.items()]
+    return [f'{pass_}: file sizes: {", ".join(of_pass)}' for pass_, of_pass in sizes.items()]
 
 
 def comparison_plot(rows: list[dict], title: str) -> bytes:
-    """Ratios of time and of peak memory to the baseline's, which is the line at 1, as a PNG.
+    """Draw the ratios of time and peak memory to the baseline's, a line at 1, as a PNG.
 
-    The whiskers span the quartiles of the rounds' ratios. The times of CUDA graphs have bars too,
-    where there are any.
+    The whiskers span the quartiles of the rounds' ratios. CUDA graphs have a panel if they were
+    timed.
     """
     base = rows[0]['name']
     passes = list(dict.fromkeys(row['pass'] for row in rows))
@@ -206,7 +206,7 @@ def comparison_plot(rows: list[dict], title: str) -> bytes:
 
 
 def _offset(i: int, bars: int, width: float) -> float:
-    """Return how far right of its group's middle the ``i``-th bar stands."""
+    """Return the offset of the ``i``-th bar from the middle of its group."""
     return (i + 0.5 - bars / 2) * width
 
 

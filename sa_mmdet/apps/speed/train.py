@@ -15,16 +15,16 @@ from ...models import in_channels_last
 from .measure import compare
 from .variants import BASELINE, NetworkCase, initialise, share_weights, variants_of
 
-OBJECTS = 7  # in an image, as in COCO
-AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')  # of AmpOptimWrapper alone
+OBJECTS = 7  # per image, as in COCO
+AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')  # only AmpOptimWrapper has them
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCase(NetworkCase):
-    """What is measured: the training step of a detector.
+    """What to measure: the training step of a detector.
 
     Attributes:
-        config: of a detector whose backbone is an ``AttentionResNet``.
+        config: config of a detector whose backbone is an ``AttentionResNet``.
     """
 
     config: Config
@@ -40,12 +40,12 @@ def check_config(config: Config) -> None:
 
 
 def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
-    """Return the config's detector with every variant's backbone, the baseline's first.
+    """Return the config's detector with every variant's backbone, the baseline first.
 
-    In training mode, from random weights; all compute the same function.
+    The detectors are in training mode with random weights. All compute the same function.
 
     Raises:
-        ValueError: a detector cannot be built, or the weights cannot be shared.
+        ValueError: A detector cannot be built, or the weights cannot be shared.
     """
     init_default_scope('mmdet')
     detectors = {}
@@ -70,13 +70,13 @@ def build_detectors(case: TrainCase) -> dict[str, nn.Module]:
 
 
 def build_optimizer(detector: nn.Module, case: TrainCase) -> OptimWrapper:
-    """Return a detector's optimizer, with MMEngine's mixed precision if the config has it.
+    """Return a detector's optimizer, with MMEngine's mixed precision if the case has it.
 
-    The learning rate is 0: an update takes the same time, and the weights stay those that all
-    variants share. On CPU, mixed precision has no scale of the loss.
+    The learning rate is 0: an update takes the same time, and all variants keep the same weights.
+    On the CPU, mixed precision doesn't scale the loss.
 
     Raises:
-        ValueError: the optimizer cannot be built.
+        ValueError: The optimizer cannot be built.
     """
     cfg = copy.deepcopy(case.config.optim_wrapper)
     for key in AMP_OPTIONS:
@@ -97,14 +97,14 @@ def measure_training(case: TrainCase) -> Iterator[dict]:
     """Measure the training step of all variants in turn.
 
     A step is what MMEngine's runner does with a batch: preprocessing, loss, backward pass and
-    update. The images, boxes and masks are random, and the same in every step, as are the random
-    numbers by which the detector samples.
+    update. Images, boxes and masks are random, but the same in every step. So are the random
+    numbers that the detector samples with.
 
     Yields:
         The rows of ``measure.compare``, each with its 'pass'.
 
     Raises:
-        ValueError: as ``build_detectors``.
+        ValueError: As in ``build_detectors``.
     """
     batch = random_batch(case)
     steps = {name: training_step(detector, build_optimizer(detector, case), batch, case)
@@ -114,7 +114,7 @@ def measure_training(case: TrainCase) -> Iterator[dict]:
 
 
 def random_batch(case: TrainCase) -> dict:
-    """Images, boxes and masks as a data loader gives them, always the same."""
+    """Return images, boxes and masks as from a data loader, always the same."""
     batch = demo_mm_inputs(case.batch, [(3, case.height, case.width)] * case.batch,
                            num_items=[OBJECTS] * case.batch, with_mask=True)
     for sample in batch['data_samples']:

@@ -1,4 +1,4 @@
-"""The networks that compete: with the fused attention, with its formula, and plain ResNet."""
+"""The networks that are compared: with fused attention, with its formula, and plain ResNet."""
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +21,8 @@ FOLDED = {name: f'{name} + fuse_conv_bn' for name in (BASELINE, ATTENTION)}
 class NetworkCase(Case):
     """How every variant runs.
 
-    A ``dtype`` of 16 bits is autocast's, the weights being float32; of a detector only the backbone
-    is ``channels_last``.
+    With a ``dtype`` of 16 bits, networks run under autocast with float32 weights. In a detector,
+    only the backbone is ``channels_last``.
 
     Attributes:
         formula: also measure ``ResNet + formula``.
@@ -32,17 +32,17 @@ class NetworkCase(Case):
 
     @property
     def mixed(self) -> bool:
-        """Whether it is mixed precision."""
+        """Whether networks run in mixed precision."""
         return self.dtype != torch.float32
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which the network runs; it changes nothing in float32."""
+        """Return the context to run a network in; it changes nothing in float32."""
         return torch.autocast(self.device.type, self.dtype if self.mixed else None,
                               enabled=self.mixed)
 
 
 class ShuffleAttentionFormula(ShuffleAttention):
-    """Shuffle attention in PyTorch's own operators, whatever implementations there are."""
+    """Shuffle attention in PyTorch's own operators, whatever implementations are available."""
 
     def attend(self, x: Tensor) -> Tensor:
         return self._attend_ablated(x)
@@ -53,15 +53,15 @@ def variants_of(backbone: dict, formula: bool = True) -> dict[str, dict]:
 
     Args:
         backbone: config of an ``AttentionResNet``, such as ``SAResNet``.
-        formula: whether the formula of shuffle attention is to compete.
+        formula: whether to include the formula of shuffle attention.
 
     Returns:
-        'ResNet', MMDetection's, with every option but the attention; under its type's name, the
-        given one; and, where its attention is shuffle attention, 'ResNet + formula', MMDetection's
-        with the formula as a plugin. All without channels_last, which is the case's.
+        'ResNet', MMDetection's, with every option except the attention; the given backbone, under
+        the name of its type; and, if its attention is shuffle attention, 'ResNet + formula',
+        MMDetection's with the formula as a plugin. None has channels_last, which the case sets.
 
     Raises:
-        ValueError: the backbone is no ``AttentionResNet``.
+        ValueError: The backbone is not an ``AttentionResNet``.
     """
     name = backbone.get('type')
     kind = class_of(name, MODELS)
@@ -83,9 +83,9 @@ def variants_of(backbone: dict, formula: bool = True) -> dict[str, dict]:
 
 
 def initialise(backbone: nn.Module) -> None:
-    """Give a plain ResNet random weights with which features keep their magnitude at any depth.
+    """Give a plain ResNet random weights that keep the magnitude of features at any depth.
 
-    The same at every call. The norms have the running statistics and, at the end of the residual
+    Every call gives the same weights. Norms get the running statistics and, at the end of residual
     branches, the small scale that training leaves.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -106,17 +106,17 @@ def initialise(backbone: nn.Module) -> None:
 def share_weights(networks: dict[str, nn.Module]) -> None:
     """Give every network the baseline's function, converted for the attention.
 
-    Then all of them see the same values, and what depends on these, such as the number of
-    proposals, is no part of the comparison.
+    Then all of them see the same values. What depends on the values, such as the number of
+    proposals, doesn't affect the comparison.
 
     Args:
-        networks: backbones or whole detectors built of ``variants``, by the same names.
+        networks: backbones or whole detectors built from ``variants_of``, by the same names.
 
     Raises:
-        ValueError: the weights of ResNet cannot be converted for this attention.
+        ValueError: ResNet's weights cannot be converted for this attention.
     """
     state = networks[BASELINE].state_dict()
     for name, network in networks.items():
         if name != BASELINE:
             network.load_state_dict(state)
-            state = network.state_dict()  # that of AttentionResNet is converted
+            state = network.state_dict()  # AttentionResNet has converted it

@@ -1,1 +1,1 @@
-"""Whether attention helps: detectors trained on drawn shapes, with several seeds, compared."""
+"""Does attention help? Train detectors on drawn shapes with several seeds, and compare them."""

@@ -1,4 +1,4 @@
-"""The study as a picture."""
+"""The chart of the study."""
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -12,10 +12,11 @@ CURVE_COLOURS = dict(zip(CONTINUED, map(COLOURS.get, ('grey', 'vermilion', 'blue
 
 
 def draw_study(study) -> bytes:
-    """Return a picture, as a PNG, of a ``Study``.
+    """Draw a ``Study`` as a PNG.
 
-    Above are the differences to the network without attention, of every seed and their mean with
-    its 95 % interval; below is the box AP by epoch of the networks that continue the plain one.
+    The upper panels show the differences from the network without attention: every seed, and the
+    mean with its 95 % interval. The lower panel shows the box AP by epoch of the networks that
+    continue the plain one.
     """
     figure = Figure(figsize=(11, 8), layout='constrained')
     axes = figure.subplot_mosaic([['scratch', 'scratch', 'continued'], ['curve'] * 3])

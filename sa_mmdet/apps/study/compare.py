@@ -1,4 +1,4 @@
-"""Means over seeds, and differences seed by seed with their 95 % intervals."""
+"""Differences seed by seed, their means and 95 % intervals."""
 import math
 import statistics
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of paired differences, with the interval of Student's t at ``LEVEL``.
+    """The mean of paired differences, with its Student's t interval at ``LEVEL``.
 
     Attributes:
-        mean: over the seeds.
-        margin: half the width of the interval; None for one seed, which has none.
-        by_seed: the differences.
+        mean: mean over the seeds.
+        margin: half the width of the interval; None for a single seed.
+        by_seed: the difference for each seed.
     """
 
     mean: float
@@ -29,7 +29,7 @@ class Difference:
 
 
 def paired_difference(values: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    """Compare two methods seed by seed; None where no seed is in both.
+    """Compare two methods seed by seed; return None if no seed is in both.
 
     Args:
         values, baseline: a metric by seed.

@@ -1,4 +1,4 @@
-"""The report of the study: what was measured with every seed, and what differs."""
+"""The report of the study: what was measured for every seed, and what differs."""
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,19 +22,20 @@ from .runs import (
 
 PICTURE = 'study.png'
 TASKS = ('bbox', 'segm')
-TABLES = (FROM_SCRATCH, CONTINUED)  # the first row of each is the baseline of the others
+TABLES = (FROM_SCRATCH, CONTINUED)  # the first row of each is the baseline
 OF_RUNS = ('row', 'seed', 'metrics', 'epochs', 'batch', 'hours', 'gpus', 'device', 'versions',
            'commit', 'cfg_options')
 INTRODUCTION = (
-    "Does attention help? Mask R-CNN R-50 on **{label}**: COCO's AP in percent, mean ± standard "
-    'deviation over seeds. Differences are taken seed by seed, between runs with the same order of '
-    'the data and the same initial weights but for the attention. {intervals}')
+    'Does attention help? Mask R-CNN R-50 on **{label}**. AP is COCO AP in percent, as mean ± '
+    'standard deviation over seeds. Differences are taken seed by seed. Both runs of a seed see '
+    'the data in the same order and start from the same weights, apart from the attention. '
+    '{intervals}')
 INTERVALS = (
-    "In brackets is their 95 % interval (Student's t); a difference is bold where that excludes 0. "
-    'Here are {count} intervals. Without any true difference one in twenty excludes 0 by chance, '
-    'and they are not independent: those of one table share their baseline, those of boxes and '
-    'masks their runs. They tell how sure the mean over seeds is on these test images, not on '
-    'others.')
+    "Brackets hold the 95 % interval of a difference (Student's t). The difference is bold if the "
+    'interval excludes 0. This report has {count} intervals. Without any true difference, one in '
+    'twenty would exclude 0 by chance. The intervals are not independent: a table shares one '
+    'baseline, and boxes and masks share their runs. An interval shows how well the mean over '
+    'seeds is known on these test images, not on others.')
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ class Study:
 
     Attributes:
         results: contents of the result.json files.
-        curves: AP in [0, 1] by row, seed, task and epoch, of the rows that are validated in
-            training; the last epoch's is that of the result.
+        curves: AP in [0, 1] by row, seed, task and epoch, for the rows that are validated during
+            training. The last epoch's AP comes from the result.
     """
 
     results: list[dict]
     curves: dict[str, dict[int, dict[str, dict[int, float]]]]
 
     def values(self, row: StudyRow, task: str, epoch: int | None = None) -> dict[int, float]:
-        """Return the AP of a row, in [0, 1], by seed: at its end, or after an epoch."""
+        """Return the AP of a row, in [0, 1], by seed: at the end, or after an epoch."""
         if epoch is not None:
             return {seed: curve[task][epoch] for seed, curve in
                     self.curves.get(row.name, {}).items() if epoch in curve[task]}
@@ -64,7 +65,7 @@ class Study:
 
     def difference(self, row: StudyRow, baseline: StudyRow, task: str,
                    epoch: int | None = None) -> Difference | None:
-        """Compare two rows seed by seed, in percent; None where no seed is in both."""
+        """Compare two rows seed by seed, in percent; return None if no seed is in both."""
         return paired_difference(*({seed: 100 * value for seed, value in self.values(
             of, task, epoch).items()} for of in (row, baseline)))
 
@@ -75,7 +76,7 @@ class Study:
         return {epoch: over_seeds([*self.values(row, task, epoch).values()]) for epoch in epochs}
 
     def differences(self) -> list[tuple[StudyRow, StudyRow, str, int | None, Difference]]:
-        """Return what is compared: row, baseline, task, epoch (None: the end) and difference."""
+        """Return all comparisons: row, baseline, task, epoch (None: the end) and difference."""
         compared = [*((row, baseline, None) for baseline, *rows in TABLES for row in rows),
                     (CONVERTED, UNCONVERTED, None), (CONVERTED, UNCONVERTED, 0)]
         return [(row, baseline, task, epoch, found)
@@ -87,8 +88,8 @@ def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
     """Write report.md, report.json and study.png.
 
     Args:
-        folder: to write to; made if it does not exist.
-        runs: contents of the result.json files of finished runs, by the runs' folders.
+        folder: folder to write to; made if it does not exist.
+        runs: contents of the finished runs' result.json files, by run folder.
 
     Returns:
         The path of report.md.
@@ -102,17 +103,17 @@ def write_study(folder: Path, runs: dict[Path, dict]) -> Path:
 
 
 def report_problems(folder: Path, runs: dict[Path, dict]) -> list[str]:
-    """Return what is wrong with a report: files that are missing or not what the runs' files give,
+    """Return what is wrong with a report: files that are missing or don't match the runs' files,
     and networks that did not continue the plain one of their seed.
     """
     study = read_study(runs)
     problems = [
-        f'{path} is not what the files of the runs give: write it again by --report'
+        f'{path} does not match the files of the runs: run --report to write it again'
         for path, content in ((folder / name, content.encode()) for name, content in
                               _texts(study).items())
         if not path.is_file() or path.read_bytes() != content]
     if not (folder / PICTURE).is_file():
-        problems.append(f'{folder / PICTURE} does not exist: draw it by --report')
+        problems.append(f'{folder / PICTURE} does not exist: run --report to draw it')
     return [*problems, *_start_problems(runs)]
 
 
@@ -128,12 +129,12 @@ def _start_problems(runs: dict[Path, dict]) -> Iterator[str]:
                    f'result here: copy it from where this was trained, or remove {place} and '
                    'train both')
         elif result.get('start_sha256') != plain[seed]:
-            yield (f'{row.name} seed {seed} continues another {PLAIN.name} seed {seed} than the '
-                   f'one here: copy that one, or remove {place} and train it again')
+            yield (f'{row.name} seed {seed} does not continue the {PLAIN.name} seed {seed} that is '
+                   f'here: copy the one that it continues, or remove {place} and train it again')
 
 
 def read_study(runs: dict[Path, dict]) -> Study:
-    """Return the results of the study's runs, with their validations from MMEngine's logs."""
+    """Return the results of the study's runs, with the validations in MMEngine's logs."""
     order = list(ROWS)
     ordered = sorted(((place, result) for place, result in runs.items() if result['row'] in ROWS),
                      key=lambda run: (order.index(run[1]['row']), run[1]['seed']))
@@ -145,9 +146,9 @@ def read_study(runs: dict[Path, dict]) -> Study:
 
 
 def _curve(place: Path, result: dict) -> dict[str, dict[int, float]]:
-    """AP by task and epoch; of what is not in the log, such as a lost one, that of the end alone.
+    """Return AP by task and epoch; if the log is lost, only the AP at the end.
 
-    CocoMetric logs nothing where nothing is detected: that is an AP of 0.
+    CocoMetric logs nothing if nothing is detected, which is an AP of 0.
     """
     try:
         validation = read_log(place).validation
@@ -205,7 +206,7 @@ def _table(study: Study, baseline: StudyRow, *others: StudyRow) -> str:
 
 def told(study: Study, row: StudyRow, baseline: StudyRow, task: str, epoch: int | None = None
          ) -> str:
-    """For people: a difference and its interval, bold where 0 is outside it."""
+    """Return a difference and its interval as text, bold if the interval excludes 0."""
     difference = study.difference(row, baseline, task, epoch)
     if difference is None:
         return 'not run'
@@ -219,7 +220,7 @@ def told(study: Study, row: StudyRow, baseline: StudyRow, task: str, epoch: int 
 
 
 def _conversion(study: Study) -> str:
-    """Return what conversion changes, before the first iteration and after the last."""
+    """Return a sentence on what conversion changes, before the first iteration and at the end."""
     start, end = (', '.join(
         f'{NAMES[task]} {told(study, CONVERTED, UNCONVERTED, task, epoch)}'
         for task in TASKS) for epoch in (0, None))
@@ -248,7 +249,7 @@ def _point(study: Study, row: StudyRow, task: str, point: Measured | None) -> st
 
 
 def _runs(study: Study) -> str:
-    """Return how many runs were made in which way, and their time."""
+    """Return a table with the settings of the runs, their number and their hours."""
     ways = {}
     for result in study.results:
         versions = ', '.join(f'{name} {value}' for name, value in result['versions'].items())

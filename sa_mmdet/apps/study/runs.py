@@ -1,4 +1,4 @@
-"""The runs of the study: six networks from one start, and three ways to go on from one of them."""
+"""The runs of the study: six networks from one start, and three ways to continue one of them."""
 import copy
 import logging
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class StudyRow(Row):
     """A Mask R-CNN of the study, which is in no table of the paper.
 
     Attributes:
-        label: for people.
-        suffix: of its name, which tells rows apart that share a config.
+        label: name in the report.
+        suffix: suffix of the name, which distinguishes rows that share a config.
         continued: whether it starts from the end of the plain network's training.
-        converted: whether weights of a plain network are converted for its attention.
+        converted: whether a plain network's weights are converted for its attention.
     """
 
     table: int = 0
@@ -65,13 +65,13 @@ ROWS = {row.name: row for row in (*FROM_SCRATCH, *CONTINUED)}
 class StudyRun(Run):
     """A run of the study.
 
-    Networks that are trained from scratch start, with the same seed, from the same random weights;
-    only the attention's are their own. The others start from the last checkpoint of the plain one.
+    With the same seed, networks that are trained from scratch start from the same random weights,
+    except in the attention. The others start from the plain network's last checkpoint.
     """
 
     @cached_property
     def plain(self) -> 'StudyRun':
-        """The network without attention of the same seed."""
+        """The run of the network without attention with the same seed."""
         return StudyRun(PLAIN, self.seed, self.settings)
 
     @cached_property
@@ -91,7 +91,7 @@ class StudyRun(Run):
         return self.folder / 'start.sha256'
 
     def place_start(self, config: Config) -> None:
-        """Have a config start from ``start_file``; if it is trained already, validate each epoch.
+        """Make a config start from ``start_file``; if that is trained already, validate each epoch.
         """
         config.model.init_cfg = dict(type='Pretrained', checkpoint=str(self.start_file))
         if not self.row.converted:
@@ -102,10 +102,10 @@ class StudyRun(Run):
                                    dict(type='mmdet.InitialValidationHook')]
 
     def make_start(self) -> None:
-        """Draw random weights, or check that the network to continue is there; note which it is.
+        """Draw random weights, or check that the network to continue exists; record which it is.
 
         Raises:
-            RunFailed: the network to continue has no checkpoint, or was trained again since this
+            RunFailed: The network to continue has no checkpoint, or was trained again since this
                 run began.
         """
         if not is_whole(self.start_file):
@@ -115,18 +115,18 @@ class StudyRun(Run):
         found, (begun, _) = sha256(self.start_file), self.last_checkpoint()
         noted = self.start_sha256 if begun else None
         if self.row.continued and noted not in (None, found):
-            raise RunFailed(f'{self.name} began with another {self.start_file} than is there now: '
-                            f'remove {self.folder}, and the same command trains it again')
+            raise RunFailed(f'{self.start_file} has changed since {self.name} began: remove '
+                            f'{self.folder}, and the same command trains that run again')
         if noted is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(self._start_note, found)
 
     def _nothing_to_continue(self) -> str:
         plain = self.plain
-        remedy = (f'bring it back, or remove {plain.result_file} and the folders of the runs that '
+        remedy = (f'restore it, or remove {plain.result_file} and the folders of the runs that '
                   'continue it' if plain.finished else 'fix what stopped its training')
         return (f'{self.name} continues {plain.name}, whose last checkpoint {self.start_file} is '
-                f'missing or damaged: {remedy}; then the same command goes on')
+                f'missing or damaged: {remedy}. Then the same command resumes')
 
     def _draw_start(self) -> None:
         weights = initial_weights(self.config, self.seed) | initial_weights(
@@ -137,11 +137,11 @@ class StudyRun(Run):
 
 
 def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
-    """Return the random weights that a config's model has with a seed, but for its ``init_cfg``."""
+    """Return the random weights of a config's model with a seed, without its ``init_cfg``."""
     init_default_scope('mmdet')
     set_random_seed(seed)
     model = MODELS.build(dict(copy.deepcopy(config.model), init_cfg=None))
-    logging.disable(logging.INFO)  # MMEngine tells how each parameter was drawn
+    logging.disable(logging.INFO)  # MMEngine logs how each parameter was drawn
     try:
         model.init_weights()
     finally:
@@ -150,16 +150,16 @@ def initial_weights(config: Config, seed: int) -> dict[str, torch.Tensor]:
 
 
 def study_rows(patterns: list[str]) -> list[StudyRow]:
-    """Return the rows of the study, the plain network first where another continues it.
+    """Return the rows of the study, with the plain network first if another one continues it.
 
     Args:
-        patterns: names of rows, '*' and '?' allowed; none is all.
+        patterns: row names, with '*' and '?' allowed. No pattern means all rows.
 
     Raises:
-        ReproduceError: a pattern is no row of the study.
+        ReproduceError: A pattern matches no row of the study.
     """
     rows = match_rows(ROWS, patterns, lambda pattern: (
-        f'the study has no row {pattern!r}: {nearest(pattern, list(ROWS))}'))
+        f'{pattern!r} is not a row of the study: {nearest(pattern, list(ROWS))}'))
     if any(row.continued for row in rows) and PLAIN not in rows:
         rows = [PLAIN, *rows]
     return rows

@@ -18,15 +18,15 @@ COLUMN = 4.  # inches
 
 def draw_cams(image: np.ndarray, target: Target, meta: dict,
               cams: dict[str, tuple[InstanceData, Tensor | None]], layer: str) -> bytes:
-    """Return the detections, and for each model where their score comes from, as a PNG.
+    """Draw the detections, and for each model where their score comes from, as a PNG.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        target: what is explained.
+        target: the score to explain.
         meta: the data set's classes and their colours.
-        cams: by model, the detections explained and their map, (H, W); None where it has no such
-            detection.
-        layer: the name of the layer.
+        cams: for each model, the explained detections and their map, (H, W); the map is None if
+            the model has no such detection.
+        layer: name of the layer.
     """
     height, width = image.shape[:2]
     columns = len(cams) + 1
@@ -57,6 +57,6 @@ def _draw_cam(axes: Axes, image: np.ndarray, found: InstanceData, cam: Tensor | 
     speaks = cam is not None and cam.max() > 0
     show_image(axes, overlay(image, cam / cam.max(), Normalize(0, 1)) if speaks else image)
     for left, top, right, bottom in found.bboxes.tolist():
-        for colour, width in (('black', 3.5), (COLOURS['sky blue'], 1.5)):  # seen on any ground
+        for colour, width in (('black', 3.5), (COLOURS['sky blue'], 1.5)):  # visible on any image
             axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False,
                                      edgecolor=colour, linewidth=width))

@@ -1,4 +1,4 @@
-"""The gates of a detector's attention on an image, beside the constants that are neutral."""
+"""The gates of a detector's attention on an image, and their neutral constants."""
 import copy
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,11 +28,11 @@ class LayerGates:
     """The gates of one attention layer on one image.
 
     Attributes:
-        name: of the layer in the detector; in FeatureAttention that of the map with its level.
-        channel: (groups, gates of a group), or None.
+        name: name of the layer in the detector; in FeatureAttention, with the level of the map.
+        channel: (groups, gates per group), or None.
         spatial: (groups, h, w), the mean over a group's channels, without padding; or None.
         neutral: the constants of both at the layer's neutral parameters, with which shuffle
-            attention starts; None where it has none.
+            attention starts; None if it has none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class LayerGates:
 
     @property
     def stage(self) -> str:
-        """Where the block is, such as 'backbone.layer4', or the FeatureAttention, as 'neck.1'."""
+        """The stage of the block, such as 'backbone.layer4', or the FeatureAttention ('neck.1')."""
         return self.name.rsplit('.', 2)[0]
 
     @property
@@ -53,10 +53,10 @@ class LayerGates:
 
 @torch.no_grad()
 def attention_gates(model: nn.Module, picture: Picture) -> list[LayerGates]:
-    """Return the gates of every attention layer of a detector, while it looks at a picture.
+    """Return the gates of every attention layer of a detector on a picture.
 
     Raises:
-        ConfigError: the model has no attention layer.
+        ConfigError: The model has no attention layer.
     """
     necks = [module for module in model.modules() if isinstance(module, FeatureAttention)]
     inside = {layer for neck in necks for layer in neck.layers}
@@ -80,7 +80,7 @@ def attention_gates(model: nn.Module, picture: Picture) -> list[LayerGates]:
 
 def _calls(name: str, module: nn.Module, x: Tensor | tuple[Tensor, ...]
            ) -> Iterator[tuple[str, AttentionLayer, Tensor]]:
-    """Yield the attention layers that a module calls with what it is given, and their names."""
+    """Yield the attention layers that a module calls, with their names and inputs."""
     if not isinstance(module, FeatureAttention):
         yield name, module, x
         return
@@ -113,10 +113,11 @@ def _neutral_gates(layer: AttentionLayer) -> tuple[float | None, float | None]:
 
 
 def draw_gates(gates: list[LayerGates], title: str) -> bytes:
-    """Return how far the gates of all blocks are from constants, and those of channels, as a PNG.
+    """Draw how far the gates of all blocks are from constants, and the channel gates, as a PNG.
 
-    Above, for each block, the range of 98 % of its gates, the middle half and the median; below,
-    for each stage, the mean channel gate of each group, and their range in the last block.
+    The upper part shows for each block the range of 98 % of its gates, the middle half and the
+    median. The lower part shows for each stage the mean channel gate of each group, and the range
+    of the channel gates in the last block.
     """
     stages = _stages(gates)
     with_channels = {name: layers for name, layers in stages.items()
@@ -134,7 +135,7 @@ def draw_gates(gates: list[LayerGates], title: str) -> bytes:
 
 
 def _stages(gates: list[LayerGates]) -> dict[str, list[LayerGates]]:
-    """Layers by their stage, and by their kind where a block has two."""
+    """Return the layers by stage, and also by kind if a block has two."""
     kinds = {}
     for layer in gates:
         kind = layer.name.rpartition('.')[2]
@@ -144,7 +145,7 @@ def _stages(gates: list[LayerGates]) -> dict[str, list[LayerGates]]:
 
 
 def short_name(stage: str) -> str:
-    """Return a stage's name within the backbone, such as 'layer4'; others' as it is."""
+    """Return a stage's name within the backbone, such as 'layer4'; other names are unchanged."""
     return stage.rpartition('backbone.')[2]
 
 
@@ -207,25 +208,25 @@ def _draw_stage(axes: Axes, name: str, layers: list[LayerGates], separator: str)
 
 
 def draw_spatial_gates(image: np.ndarray, gates: list[LayerGates]) -> dict[str, bytes]:
-    """Return the spatial gates of each stage's last block over the image, group by group.
+    """Draw the spatial gates of each stage's last block over the image, group by group.
 
-    Of FeatureAttention those of the largest map are drawn.
+    For FeatureAttention, the largest map is drawn.
 
-    Of more than 64 groups those are drawn that vary most over the image.
+    If there are more than 64 groups, those that vary most over the image are drawn.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        gates: of ``attention_gates``.
+        gates: gates from ``attention_gates``.
 
     Returns:
-        PNGs by stage, empty where the attention has no spatial gates.
+        PNGs by stage, without stages that have no spatial gates.
     """
     return {name: _draw_maps(image, layers[_largest(layers)])
             for name, layers in _stages(gates).items() if layers[-1].spatial is not None}
 
 
 def _largest(layers: list[LayerGates]) -> int:
-    """Return the number of the last block, or of the level with the most positions."""
+    """Return the index of the last block, or of the level with the most positions."""
     if not layers[-1].block.startswith('level'):
         return len(layers) - 1
     return max(range(len(layers)), key=lambda number: layers[number].spatial[0].numel())
@@ -257,7 +258,7 @@ def _draw_maps(image: np.ndarray, layer: LayerGates) -> bytes:
 
 
 def _sheet(tiles: list[np.ndarray]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Tiles of one size in rows on white, and the corners (x, y) of each."""
+    """Return tiles of one size in rows on white, and the corner (x, y) of each."""
     height, width = tiles[0].shape[:2]
     columns = min(COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)

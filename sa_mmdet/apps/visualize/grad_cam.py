@@ -17,12 +17,12 @@ from .detector import find_layer
 from .pictures import Picture, detect, prepare, visible_shape
 
 NO_GRADIENT = 'used in the graph', 'does not require grad'  # PyTorch's words
-SAME_BOX = 0.5  # overlap (IoU) from which a box of another model is the same object
+SAME_BOX = 0.5  # with at least this IoU, a box of another model is the same object
 DENSE = SingleStageDetector, SingleStageInstanceSegmentor
 
 
 class _Attached(TorchFunctionMode):
-    """``Tensor.detach`` is without effect: dense heads detach the maps that scores are from."""
+    """Disable ``Tensor.detach``: dense heads detach the maps that scores come from."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func is Tensor.detach else func(*args, **(kwargs or {}))
@@ -30,11 +30,11 @@ class _Attached(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Target:
-    """The score to be explained: the sum over the detections that ``choose`` marks.
+    """The score to explain: the sum over the detections that ``choose`` selects.
 
     Attributes:
-        name: for people.
-        choose: detections of one image, best first, to a mask of shape (detections, ).
+        name: name in pictures.
+        choose: maps detections of one image, best first, to a mask of shape (detections, ).
     """
 
     name: str
@@ -42,12 +42,12 @@ class Target:
 
 
 def class_target(label: int, name: str, threshold: float) -> Target:
-    """Return all detections of a class with a score of at least ``threshold``."""
+    """Return the target of all detections of a class with a score of at least ``threshold``."""
     return Target(name, lambda found: (found.labels == label) & (found.scores >= threshold))
 
 
 def box_target(box: Tensor, label: int, name: str) -> Target:
-    """Return the best detection of a class with an IoU of at least 0.5 with ``box``, (4, )."""
+    """Return the target of a class's best detection with IoU >= 0.5 with ``box``, (4, )."""
 
     def choose(found: InstanceData) -> Tensor:
         overlaps = bbox_overlaps(found.bboxes.detach(), box.to(found.bboxes)[None]).flatten()
@@ -61,29 +61,30 @@ def box_target(box: Tensor, label: int, name: str) -> Target:
 
 
 def compute_grad_cam(model: nn.Module, layer: str, picture: Picture, target: Target) -> Tensor:
-    """Grad-CAM of a detector's scores at a layer, over the whole image.
+    """Compute Grad-CAM of a detector's scores at a layer, over the whole image.
 
-    With the layer's output A, (1, K, h, w), and the score s: ReLU(sum over k of a_k A_k), a_k the
-    mean of ds/dA_k over positions (equations 1 and 2), scaled up bilinearly, without the padding.
+    With the layer's output A, (1, K, h, w), and the score s, it is ReLU(sum over k of a_k A_k),
+    where a_k is the mean of ds/dA_k over positions (equations 1 and 2). The map is scaled up
+    bilinearly, and the padding is cut off.
 
     Args:
         model: the detector, in evaluation mode.
-        layer: the name of one of the model, whose output is a map of the whole image.
+        layer: name of a layer whose output is a map of the whole image.
         picture: the image.
-        target: the score; it has to mark a detection.
+        target: the score, which must select a detection.
 
     Returns:
         (H, W) of the picture, float32, on the CPU, at least 0, in units of the score.
 
     Raises:
-        ConfigError: there is no such layer, it does not run once, or gives no map of the image,
-            or no gradient comes to it from the score.
+        ConfigError: There is no such layer, it doesn't run exactly once, its output is not a map
+            of the image, or no gradient of the score reaches it.
     """
     inputs, samples = prepare(model, picture)
     cam = _attribute('LayerGradCam', model, layer, picture, target, relu_attributions=True)
     if cam.dim() != 4 or cam.shape[0] != 1:
-        raise ConfigError(f'layer {layer} gives no map of the whole image: choose one of the '
-                          'backbone or of the neck')
+        raise ConfigError(f'the output of layer {layer} is not a map of the whole image: choose a '
+                          'layer of the backbone or the neck')
     cam = F.interpolate(cam, inputs.shape[-2:], mode='bilinear', align_corners=False)
     height, width = visible_shape(samples[0])
     cam = F.interpolate(cam[..., :height, :width], picture.image.shape[:2], mode='bilinear',
@@ -96,8 +97,8 @@ def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
     """Return a layer's output times the gradient of a detector's score.
 
     The product's sum over a part of the output is, to first order, what the score would lose
-    without that part (Molchanov et al., arXiv 1611.06440, equation 7). It takes and raises what
-    ``compute_grad_cam`` does.
+    without that part (Molchanov et al., arXiv 1611.06440, equation 7). Arguments and errors are
+    those of ``compute_grad_cam``.
 
     Returns:
         (1, K, h, w), on the CPU.
@@ -106,7 +107,7 @@ def gradient_times_output(model: nn.Module, layer: str, picture: Picture,
 
 
 def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tensor], Tensor]:
-    """Return the function from the detector's input to the score, (1, )."""
+    """Return a function from the detector's input to the score, (1, )."""
 
     def score(inputs: Tensor) -> Tensor:
         _, samples = prepare(model, picture)
@@ -119,7 +120,7 @@ def _score(model: nn.Module, picture: Picture, target: Target) -> Callable[[Tens
 
 def _attribute(method: str, model: nn.Module, layer: str, picture: Picture, target: Target,
                **options) -> Tensor:
-    """Return what a method of captum computes at a layer."""
+    """Return what a captum method computes at a layer."""
     check_captum()
     import captum.attr
     module, outputs = find_layer(model, layer), []
@@ -128,11 +129,11 @@ def _attribute(method: str, model: nn.Module, layer: str, picture: Picture, targ
     hook = module.register_forward_hook(lambda _, __, output: outputs.append(type(output)))
     try:
         result = attribution.attribute(inputs.requires_grad_(), **options)
-    except Exception as error:  # captum raises by what it meets: KeyError, AssertionError, ...
+    except Exception as error:  # captum raises KeyError, AssertionError, ...
         _check_outputs(layer, outputs)
         if any(cause in str(error) for cause in NO_GRADIENT):
-            raise ConfigError(f'no gradient comes from the score to layer {layer}: choose an '
-                              'earlier one') from error
+            raise ConfigError(f'no gradient of the score reaches layer {layer}: choose an earlier '
+                              'layer') from error
         raise
     finally:
         hook.remove()
@@ -141,12 +142,12 @@ def _attribute(method: str, model: nn.Module, layer: str, picture: Picture, targ
 
 
 def _check_outputs(layer: str, outputs: list[type]) -> None:
-    """Raise ConfigError unless a layer ran once, and gave one tensor."""
+    """Raise ConfigError unless a layer ran once and returned one tensor."""
     if not outputs:
         raise ConfigError(f'layer {layer} does not run when the detector predicts: choose another')
     if not issubclass(outputs[0], Tensor):
-        raise ConfigError(f'layer {layer} gives a {outputs[0].__name__}, not one map: choose one '
-                          'within it')
+        raise ConfigError(f'layer {layer} returns a {outputs[0].__name__}, not one map: choose a '
+                          'layer within it')
     if len(outputs) > 1:
         raise ConfigError(f'layer {layer} runs {len(outputs)} times on one image: choose one that '
                           'runs once, such as a block of the backbone')
@@ -157,5 +158,5 @@ def check_captum() -> None:
     try:
         import captum.attr  # noqa: F401
     except ImportError as error:
-        raise ConfigError('gradients at layers are computed by captum, which does not import '
-                          f'({error}): pip install captum') from error
+        raise ConfigError('captum, which computes gradients at layers, cannot be imported '
+                          f'({error}): run pip install captum') from error

@@ -1,7 +1,8 @@
-"""What each group of channels gives and is worth, before and after the channel shuffle.
+"""The response and the score of each group of channels, before and after the channel shuffle.
 
-After Figure 2 of the paper (Zhang & Yang, arXiv 2102.00240), for detectors: the shuffle mixes
-channels of two groups, one of each half of all channels, into every group that the next layer sees.
+This follows Figure 2 of the paper (Zhang & Yang, arXiv 2102.00240), for detectors. The shuffle
+mixes channels of two groups, one in each half of all channels, into every group that the next layer
+sees.
 """
 import itertools
 from dataclasses import dataclass
@@ -46,26 +47,26 @@ class GroupScores:
 
 
 def check_groups(model: nn.Module, layer: str) -> ShuffleAttention:
-    """Return the shuffle attention layer of a name; raises ConfigError where there is another."""
+    """Return the shuffle attention layer of this name; raise ConfigError if it is another layer."""
     module = find_layer(model, layer)
     if not isinstance(module, ShuffleAttention):
-        raise ConfigError(f'layer {layer} is {type(module).__name__}, and groups are of '
-                          'ShuffleAttention: give one, such as backbone.layer4.2.sa')
+        raise ConfigError(f'layer {layer} is {type(module).__name__}: expected ShuffleAttention, '
+                          'such as backbone.layer4.2.sa')
     return module
 
 
 def group_scores(model: nn.Module, layer: str, picture: Picture,
                  targets: list[Target]) -> GroupScores:
-    """Response and score of each group of a shuffle attention layer.
+    """Return the response and the score of each group of a shuffle attention layer.
 
     Args:
         model: the detector.
-        layer: the name of a ``ShuffleAttention`` of it.
+        layer: name of a ``ShuffleAttention`` in the detector.
         picture: the image.
-        targets: the detector's scores, at least one.
+        targets: the detector's scores to explain, at least one.
 
     Raises:
-        ConfigError: the layer is another, or no gradient comes to it from the score.
+        ConfigError: The layer is not ``ShuffleAttention``, or no gradient of the score reaches it.
     """
     attention = check_groups(model, layer)
     output, sample = _output(model, attention, picture)
@@ -90,13 +91,13 @@ def _output(model: nn.Module, layer: nn.Module, picture: Picture) -> tuple[Tenso
 
 
 def _orders(layer: ShuffleAttention, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(groups, channels of a group, h, w), as before and as after the channel shuffle."""
+    """Return (groups, channels per group, h, w) before and after the channel shuffle."""
     before = channel_shuffle(y, y.shape[1] // 2) if layer.shuffle else y
     return tuple(part.float().reshape(layer.groups, -1, *y.shape[2:]) for part in (before, y))
 
 
 def draw_groups(picture: Picture, found: GroupScores, title: str) -> bytes:
-    """Response and score of each group, and where the most important ones respond, as a PNG."""
+    """Draw each group's response and score, and maps of the most important groups, as a PNG."""
     height, width = picture.image.shape[:2]
     maps_height = 2 * (WIDTH / (MOST_MAPS + 1.8) * height / width + 0.5) + 0.5
     figure = Figure(figsize=(WIDTH, LINES_HEIGHT + maps_height), layout='constrained')

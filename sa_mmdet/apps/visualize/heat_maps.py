@@ -1,4 +1,4 @@
-"""Maps over images, as parts of a figure."""
+"""Heat maps over images, as parts of a figure."""
 import cv2
 import numpy as np
 from matplotlib import colormaps
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .pictures import visible_shape
 
-# Both are told apart by the colour-blind: from dark to bright, and from purple to orange.
+# Both work for colour-blind readers: from dark to bright, and from purple to orange.
 SEQUENTIAL, DIVERGING = 'inferno', 'PuOr_r'
 OPACITY = 0.6
 
@@ -21,12 +21,12 @@ def overlay(image: np.ndarray, values: Tensor, norm: Normalize,
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        values: (h, w), of the whole image; between its fields colours are interpolated.
-        norm: from values to colours; a ``CenteredNorm`` for those with a middle, which is white.
-        width: of the result, None for that of the image.
+        values: (h, w), covering the whole image and interpolated in between.
+        norm: maps values to colours. A ``CenteredNorm`` has a middle, which is white.
+        width: width of the result (default: the image's).
 
     Returns:
-        (H, W, 3) uint8, RGB, or as large as ``width`` makes it.
+        (H, W, 3) uint8, RGB, scaled to ``width``.
     """
     size = width or image.shape[1], round(image.shape[0] * (width or image.shape[1])
                                           / image.shape[1])
@@ -45,7 +45,7 @@ def show_image(axes: Axes, image: np.ndarray) -> None:
 
 
 def colour_bar(axes, norm: Normalize, label: str, **options) -> Colorbar:
-    """Return the colours of ``overlay``, beside the axes."""
+    """Draw and return a bar with the colours of ``overlay`` next to the axes."""
     figure = np.ravel(axes)[0].figure
     return figure.colorbar(ScalarMappable(norm, _colours(norm)), ax=axes, label=label,
                            alpha=OPACITY, fraction=0.03, pad=0.01, **options)
@@ -56,7 +56,7 @@ def _colours(norm: Normalize) -> str:
 
 
 def without_padding(values: Tensor, sample) -> Tensor:
-    """Cut from (..., h, w) what lies over the padding of the detector's input.
+    """Cut off the part of (..., h, w) that covers the padding of the detector's input.
 
     Args:
         sample: data sample with its shapes.

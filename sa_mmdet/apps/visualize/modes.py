@@ -18,20 +18,20 @@ from .page import Drawing, Section
 from .pictures import Picture, pictures_of_files, predict
 from .predictions import draw_predictions, encode, knows_truth
 
-LEAST_WIDTH = 600  # of an image on the page, in pixels
-MOST_TARGETS = 2  # where none is asked for
+LEAST_WIDTH = 600  # pixels of an image on the page
+MOST_TARGETS = 2  # if none is asked for
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is to be looked at, with which detector.
+    """What to draw, with which detector.
 
     Attributes:
         detector: the detector.
-        threshold: the score from which a detection counts.
-        layer: the name of the layer, for cam and groups.
-        labels: of classes whose scores are explained.
-        boxes: numbers of detections whose scores are explained.
+        threshold: lowest score that counts as a detection.
+        layer: name of the layer, for cam and groups.
+        labels: labels of the classes whose scores to explain.
+        boxes: numbers of the detections whose scores to explain.
         other: a second detector, for cam.
     """
 
@@ -43,7 +43,7 @@ class Options:
     other: Detector | None = None
 
 
-# A mode draws a picture, or says in a sentence why it cannot.
+# A mode yields drawings, and sentences that say what it cannot draw.
 Mode = Callable[[Options, Picture], Iterator[Drawing | str]]
 
 
@@ -60,16 +60,16 @@ def check_options(mode: str, options: Options) -> None:
         if classes != others:
             raise ConfigError(f'--compare: {options.other.name} has other classes ({len(others)}: '
                               f'{", ".join(others[:3])}, ...) than {options.detector.name} '
-                              f'({len(classes)}: {", ".join(classes[:3])}, ...): give two '
+                              f'({len(classes)}: {", ".join(classes[:3])}, ...): use two '
                               'detectors of the same data set')
 
 
 def draw_sections(mode: str, options: Options, pictures: Iterable[Picture],
                   folder: Path) -> list[Section]:
-    """Draw all pictures in one of the four ``MODES``; each PNG is written when it is done.
+    """Draw all pictures in one of the four ``MODES``, and write each PNG when it is done.
 
     Raises:
-        ConfigError: the model does not have what was asked for.
+        ConfigError: The model does not have what was asked for.
     """
     names = set()
     return [_draw_section(MODES[mode], options, picture, folder, names) for picture in pictures]
@@ -93,7 +93,7 @@ def _draw_section(mode: Mode, options: Options, picture: Picture, folder: Path,
 
 
 def _unused(name: str, names: set[str]) -> str:
-    """Return a name that ``names`` lack, and add it: images may be called alike."""
+    """Return a name that is not in ``names``, and add it: images may have the same name."""
     numbered = (f'{name}_{number}' for number in itertools.count(2))
     unused = next(other for other in itertools.chain([name], numbered) if other not in names)
     names.add(unused)
@@ -101,7 +101,7 @@ def _unused(name: str, names: set[str]) -> str:
 
 
 def predict_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
-    """Predictions, beside the ground truth where it is known."""
+    """Yield predictions, next to the ground truth if it is known."""
     model, name = options.detector.model, options.detector.name
     sample = predict(model, picture)
     drawn = draw_predictions(picture.image, sample, model.dataset_meta, options.threshold,
@@ -117,7 +117,7 @@ def predict_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
 
 
 def _listed(found: InstanceData, meta: dict) -> str:
-    """Number, class and score of detections."""
+    """Return number, class and score of detections."""
     scored = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
     return ', '.join(f'{number} {meta["classes"][label]} {score:.2f}'
                      for number, (label, score) in enumerate(scored))
@@ -142,14 +142,14 @@ def cam_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
         name = f'cam_{picture.path.stem}_{target.name.replace(" ", "-").replace("/", "-")}'
         yield Drawing(name, draw_cams(
             picture.image, target, options.detector.model.dataset_meta, cams, options.layer), (
-                f'Bright is what raises the score of {target.name}, each map on its own scale. '
-                'Frames: the detections that are explained.'))
+                f'Bright areas raise the score of {target.name}. Each map has its own scale. '
+                'Frames mark the detections that are explained.'))
 
 
 def _find_targets(options: Options, sample: DetDataSample) -> tuple[list[Target], list[str]]:
     """Return the scores to explain: of classes, of detections, or of the two best classes.
 
-    And a sentence for each that there is not. What was asked for twice counts once.
+    Also return a sentence for each one that doesn't exist. Duplicates count once.
     """
     names, found = options.detector.model.dataset_meta['classes'], sample.pred_instances
     if options.boxes is not None:
@@ -157,7 +157,7 @@ def _find_targets(options: Options, sample: DetDataSample) -> tuple[list[Target]
         targets = [box_target(found.bboxes[number], found.labels[number].item(),
                               f'{number} {names[found.labels[number]]}')
                    for number in boxes if number < len(found)]
-        return targets, [f'there is no detection {number}: {len(found)} in all, numbered from 0'
+        return targets, [f'there is no detection {number}: found {len(found)}, numbered from 0'
                          for number in boxes if number >= len(found)]
     threshold = options.threshold
     shown = list(dict.fromkeys(found.labels[found.scores >= threshold].tolist()))  # best first
@@ -171,23 +171,22 @@ def _find_targets(options: Options, sample: DetDataSample) -> tuple[list[Target]
 
 
 def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
-    """Channel gates as curves, spatial gates as maps, beside the neutral constants."""
+    """Yield channel gates as curves and spatial gates as maps, with the neutral constants."""
     gates = attention_gates(options.detector.model, picture)
     title = f'{options.detector.name}: {picture.path.name}'
     yield Drawing(f'gates_{picture.path.stem}', draw_gates(gates, title), (
-        'How far the gates have moved, on this image, from the neutral constant (dashed) with '
-        'which shuffle attention, and any attention over converted weights, starts. Below: '
-        'channel gates, the mean of each group; shaded: their range in the last block of the '
-        'stage.'))
+        'How far the gates on this image are from the neutral constant (dashed). Shuffle attention '
+        'starts there, and so does any attention on converted weights. Below: the mean channel '
+        'gate of each group. Shaded: the range in the last block of the stage.'))
     for stage, drawn in draw_spatial_gates(picture.image, gates).items():
         name = short_name(stage).replace('.', '-')
         yield Drawing(f'gates_{picture.path.stem}_{name}', drawn, (
-            f'Spatial gates of the last block of {stage}, or of its largest map, the mean over the '
-            'channels of each group.'))
+            f'Spatial gates of the last block of {stage}, or of its largest map, as the mean over '
+            'the channels of each group.'))
 
 
 def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
-    """Response and score of each group before and after the channel shuffle."""
+    """Yield the response and the score of each group before and after the channel shuffle."""
     model = options.detector.model
     targets, lacking = _find_targets(options, predict(model, picture))
     yield from lacking
@@ -197,9 +196,9 @@ def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
         found = group_scores(model, options.layer, picture, targets)
         title = f'{options.layer} of {options.detector.name}: {picture.path.name}'
         yield Drawing(f'groups_{picture.path.stem}', draw_groups(picture, found, title), (
-            'Response: the mean output of the channels of a group. Score: what the detector\'s '
-            'score would lose without the group, to first order (gradient times output). The '
-            'shuffle gives every group channels of two.'))
+            "Response: the mean output of a group's channels. Score: what the detector's score "
+            'would lose without the group, to first order (gradient times output). After the '
+            'shuffle, every group has channels of two groups.'))
 
 
 MODES: dict[str, Mode] = {

@@ -1,4 +1,4 @@
-"""Pictures on one HTML page that needs no other file."""
+"""One HTML page with all pictures, which needs no other file."""
 import base64
 from dataclasses import dataclass
 from html import escape
@@ -27,10 +27,10 @@ class Drawing:
     """A picture with its explanation.
 
     Attributes:
-        name: of the PNG file, without suffix.
-        png: its content.
+        name: name of the PNG file, without suffix.
+        png: content of the file.
         caption: a sentence or two.
-        least_width: in pixels of the page, to which a small picture is enlarged.
+        least_width: width on the page, in pixels, to which a smaller picture is enlarged.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Section:
-    """What was drawn of one image: its heading, pictures, and what could not be drawn."""
+    """One image on the page: heading, pictures, and remarks on what could not be drawn."""
 
     heading: str
     drawings: list[Drawing]
@@ -49,13 +49,13 @@ class Section:
 
 
 def write_page(path: Path, title: str, facts: dict[str, str], sections: list[Section]) -> None:
-    """Write a page with all its pictures inside, whole or not at all.
+    """Write a page with all its pictures inside, completely or not at all.
 
     Args:
-        path: of the .html file, whose folder exists.
-        title: of the page.
-        facts: what was drawn of which model, by name.
-        sections: in order.
+        path: path of the .html file, whose folder must exist.
+        title: title of the page.
+        facts: facts about the models and the machine, by name.
+        sections: sections in order.
     """
     definitions = ''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>\n'
                           for name, value in facts.items())
@@ -91,7 +91,7 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _smaller(png: bytes) -> tuple[str, bytes]:
-    """Return a PNG, or the same picture as WebP where that is smaller, as for photographs."""
+    """Return a PNG, or the same picture as WebP if that is smaller, as for photographs."""
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
     webp = cv2.imencode('.webp', image, [cv2.IMWRITE_WEBP_QUALITY, QUALITY])[1].tobytes()
     return ('webp', webp) if len(webp) < len(png) else ('png', png)

@@ -1,4 +1,4 @@
-"""The images that a detector is shown, and what it finds in them."""
+"""The images that a detector gets, and what it finds in them."""
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from .predictions import read_image
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as it is, and as a detector gets it.
+    """An original image, and what a detector gets.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         image: (H, W, 3) uint8, RGB.
-        item: what the detector's test pipeline makes of it: 'inputs' and 'data_samples'.
+        item: output of the detector's test pipeline: 'inputs' and 'data_samples'.
     """
 
     path: Path
@@ -39,7 +39,7 @@ def find_images(source: Path, count: int) -> list[Path]:
     """Return an image, or the first ``count`` images of a folder, by name.
 
     Raises:
-        ConfigError: there is no such file, no image in the folder, or one is damaged.
+        ConfigError: The path does not exist, the folder has no image, or an image is damaged.
     """
     if not source.exists():
         raise ConfigError(f'{source} does not exist: give an image, or a folder of images')
@@ -56,7 +56,7 @@ def find_images(source: Path, count: int) -> list[Path]:
 
 
 def pictures_of_files(config: Config, paths: list[Path]) -> Iterator[Picture]:
-    """Images for the detector of a config."""
+    """Yield images for the detector of a config."""
     init_default_scope(config.get('default_scope') or 'mmdet')
     pipeline = Compose([step for step in get_test_pipeline_cfg(config)
                         if 'Annotations' not in str(step['type'])])  # files have none
@@ -81,8 +81,8 @@ def prepare(model: nn.Module, picture: Picture) -> tuple[Tensor, list[DetDataSam
 
 
 def visible_shape(sample: DetDataSample) -> tuple[int, int]:
-    """Rows and columns of a detector's input that show the image: neither the batch's padding nor
-    that of the test pipeline, which counts as ``img_shape``."""
+    """Return rows and columns of a detector's input that show the image, without padding of the
+    batch or of the test pipeline, which ``img_shape`` includes."""
     across, down = sample.get('scale_factor', (1., 1.))
     height, width = sample.ori_shape[:2]
     return round(height * down), round(width * across)
@@ -92,15 +92,15 @@ def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> De
     """Return what a detector finds in an image, best first; scores have gradients of ``inputs``.
 
     Raises:
-        ConfigError: the model finds no single objects.
+        ConfigError: The model predicts no single objects.
     """
     sample, = model(inputs, samples, mode='predict')
     if 'pred_instances' not in sample:
         predicted = [name for name, _ in sample.items() if name.startswith('pred_')]
-        raise ConfigError(f'the {type(model).__name__} finds no single objects, but '
-                          f'{", ".join(predicted)}: give the config of a detector')
+        raise ConfigError(f'{type(model).__name__} predicts {", ".join(predicted)}, not single '
+                          'objects: give the config of a detector')
     found = sample.pred_instances
-    if 'masks' in found and not found.bboxes.any():  # as of SOLO
+    if 'masks' in found and not found.bboxes.any():  # as in SOLO
         found.bboxes = mask2bbox(found.masks)
     sample.pred_instances = found[found.scores.argsort(descending=True)]
     return sample
@@ -108,5 +108,5 @@ def detect(model: nn.Module, inputs: Tensor, samples: list[DetDataSample]) -> De
 
 @torch.no_grad()
 def predict(model: nn.Module, picture: Picture) -> DetDataSample:
-    """Return what a detector finds in an image, best first, on the CPU; boxes in its pixels."""
+    """Return what a detector finds in an image, best first, on the CPU; boxes are in its pixels."""
     return detect(model, *prepare(model, picture)).cpu()

@@ -1,4 +1,4 @@
-"""Ground truth and predictions of a detector, drawn by MMDetection's visualizer."""
+"""Draw ground truth and predictions of a detector with MMDetection's visualizer."""
 from pathlib import Path
 
 import cv2
@@ -15,23 +15,23 @@ GAP = 8  # pixels between ground truth and predictions
 
 def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, threshold: float,
                      numbered: bool = False) -> np.ndarray:
-    """Draw boxes, masks, classes and scores over an image, beside the ground truth if known.
+    """Draw boxes, masks, classes and scores over an image, next to the ground truth if known.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        sample: predictions, best first if ``numbered``, with masks or without; its
+        sample: predictions with or without masks, best first if ``numbered``. Its
             ``gt_instances`` are drawn on the left if their boxes were loaded.
-        meta: of the data set: 'classes', and their colours in 'palette'.
-        threshold: the score from which a prediction is drawn.
+        meta: 'classes' of the data set, and their colours in 'palette'.
+        threshold: lowest score of the predictions that are drawn.
         numbered: whether to put the number of a prediction before its class.
 
     Returns:
-        (H, W, 3) uint8, RGB; with ground truth two of them side by side, with a gap.
+        (H, W, 3) uint8, RGB; with ground truth, two of them side by side with a gap.
     """
     visualizer = DetLocalVisualizer()
     palette = meta.get('palette')
     if isinstance(palette, list | tuple) and len(palette) < len(meta['classes']):
-        palette = 'random'  # the data set's own is of its own classes
+        palette = 'random'  # the data set's own palette is for its own classes
     visualizer.dataset_meta = {**meta, 'palette': palette}
     sample = sample.clone()
     if numbered:
@@ -49,21 +49,21 @@ def draw_predictions(image: np.ndarray, sample: DetDataSample, meta: dict, thres
 
 
 def knows_truth(sample: DetDataSample) -> bool:
-    """Return whether ground truth was loaded with an image; it may have no objects."""
+    """Return whether ground truth was loaded with an image, even if it has no objects."""
     return 'gt_instances' in sample and 'bboxes' in sample.gt_instances
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8, RGB.
+    """Return an image as (H, W, 3) uint8, RGB.
 
     Raises:
-        ConfigError: there is no such file, or it is no image, or damaged.
+        ConfigError: The file does not exist, is not an image or is damaged.
     """
     if not path.is_file():
         raise ConfigError(f'{path} does not exist: give another image, or put it there')
     image = mmcv.imread(path) if path.stat().st_size else None
     if image is None:
-        raise ConfigError(f'{path} ({path.stat().st_size} bytes) is no image, or damaged: give '
+        raise ConfigError(f'{path} ({path.stat().st_size} bytes) is damaged or not an image: give '
                           'another')
     return np.ascontiguousarray(image[..., ::-1])
 

@@ -85,14 +85,14 @@ def test_slurm_without_srun(settings, monkeypatch):
 def test_config_option_that_does_not_build(settings):
     settings = dataclasses.replace(settings, cfg_options={
         'model.backbone.attention': dict(groups=48), 'model.backbone.init_cfg': None})
-    assert any('does not build' in p and 'groups=48' in p for p in problems(settings))
+    assert any('cannot be built' in p and 'groups=48' in p for p in problems(settings))
 
 
 def test_other_settings_are_not_mixed(settings):
     save_settings(settings)
     assert problems(settings) == []
     only(dataclasses.replace(settings, cfg_options=settings.cfg_options | {'a': 1}),
-         'holds runs of other settings', '--cfg-options was', '"a": 1', 'another --work-dir')
+         'has runs with other settings', '--cfg-options was', '"a": 1', 'another --work-dir')
     (settings.work_dir / checks.SETTINGS_FILE).write_text('{')
     only(settings, 'settings.json is damaged')
 
@@ -104,7 +104,7 @@ def test_a_run_begun_with_another_config(settings):
     run.config_file.write_text(text)
     assert problems(settings) == []
     run.config_file.write_text(text.replace('max_epochs=12', 'max_epochs=11'))
-    only(settings, 'was begun with another config', 'train_cfg.max_epochs changed')
+    only(settings, 'was started with another config', 'train_cfg.max_epochs changed')
 
 
 @pytest.mark.parametrize('options', [

@@ -74,7 +74,7 @@ def test_printed_tables_are_the_shared_ones():
 def test_there_is_no_table_5():
     with pytest.raises(ValueError, match='not 5'):
         load_table(5)
-    with pytest.raises(ValueError, match='Table 4 of the paper tells no'):
+    with pytest.raises(ValueError, match='Table 4 of the paper has no'):
         list(compute_table(4, CONFIGS))
 
 
@@ -189,7 +189,7 @@ def test_tool_on_a_classifier(run_tool, tmp_path):
     config = tmp_path / 'config.py'
     config.write_text("_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'\n")
     code, _ = run_tool('complexity', config)
-    assert 'those are counted that have a backbone of MMDetection' in code
+    assert 'expected a classifier with a backbone of MMDetection' in code
     config.write_text("default_scope = 'mmpretrain'\n")
     assert 'found None, None, None' in run_tool('complexity', config)[0]
     code, _ = run_tool('complexity', CONFIGS / 'imagenet/sa-resnet50_8xb32_in1k.py',

@@ -58,11 +58,11 @@ def test_lines_that_are_not_whole_are_passed_over(tmp_path):
 
 
 @pytest.mark.parametrize(('lines', 'message'), [
-    (None, 'there is no log of a training: no */vis_data/scalars.json in'),
-    ([], 'is empty, damaged or of something else'),
-    (['{"loss": 1, "st'], 'is empty, damaged or of something else'),
-    ([validation(1, 0.3)], 'no iteration of a training by epochs'),
-    ([{'loss': 1., 'iter': 50, 'step': 50}], 'no iteration of a training by epochs'),
+    (None, 'has no training log (*/vis_data/scalars.json)'),
+    ([], 'is empty, damaged or another kind of log'),
+    (['{"loss": 1, "st'], 'is empty, damaged or another kind of log'),
+    ([validation(1, 0.3)], 'no iterations of an epoch-based training'),
+    ([{'loss': 1., 'iter': 50, 'step': 50}], 'no iterations of an epoch-based training'),
 ], ids=str)
 def test_logs_without_a_training(lines, message, tmp_path):
     if lines is not None:

@@ -105,7 +105,7 @@ def test_missing_files_are_found(finished):
     result['evaluated_on']['sha256'] = '0'
     assert 'SHA-256 differs' in Coco().check_result(result, folder)[0]
     result['evaluated_on']['annotations'] = 'gone.json'
-    assert 'gone.json does not exist' in Coco().check_result(result, folder)[0]
+    assert 'gone.json no longer exists' in Coco().check_result(result, folder)[0]
 
 
 def test_no_detections_is_an_ap_of_zero(finished):

@@ -37,7 +37,7 @@ def test_one_failing_run_does_not_stop_the_others(runs, settings, monkeypatch, c
     assert len(reports) == 2
     output = capsys.readouterr().out
     assert '[1/3] retinanet_r50 seed 0' in output
-    assert '3 of 3 runs remain; how long is known after the first one' in output
+    assert '3 of 3 runs remain; the first one gives an estimate of the time' in output
     # 2 h for the 239 GFLOPs of the first, so 4 h for the two others
     assert '2 of 3 runs remain, about 4.0 h of training' in output
 
@@ -73,7 +73,7 @@ def test_full_disk_stops_before_the_next_run(runs, settings, monkeypatch):
 
 @pytest.mark.parametrize(('script', 'message'), [
     ('print("working"); raise SystemExit("ValueError: no")', 'exit status 1: ValueError: no'),
-    ('pass', 'training ended without the checkpoint of epoch 12 (the last is of 0)'),
+    ('pass', 'training ended without the checkpoint of epoch 12 (the last is from epoch 0)'),
 ], ids=['fails', 'does nothing'])
 def test_training_that_leaves_nothing(runs, monkeypatch, script, message):
     monkeypatch.setattr(module, 'train_command', lambda run: [sys.executable, '-c', script])
@@ -89,7 +89,7 @@ def test_test_without_detections_file(runs, monkeypatch, tmp_path):
     settings = dataclasses.replace(runs[0].settings, checkpoints={'retinanet_r50': checkpoint})
     run = dataclasses.replace(runs[0], settings=settings)
     monkeypatch.setattr(module, 'test_command', lambda *args: [sys.executable, '-c', 'pass'])
-    with locked(settings.work_dir) as lock, pytest.raises(RunFailed, match=r'left no .*bbox.json'):
+    with locked(settings.work_dir) as lock, pytest.raises(RunFailed, match=r'wrote no .*bbox.json'):
         module.bring_to_end(run, lock)
     assert not run.finished
 

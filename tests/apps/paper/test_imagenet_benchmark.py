@@ -52,9 +52,9 @@ def test_accuracy(finished):
 
 
 @pytest.mark.parametrize(('edit', 'message'), [
-    (lambda entries: entries[0]['classes'].reverse(), 'accuracy top1 is 0.458333, reported 0.5'),
+    (lambda entries: entries[0]['classes'].reverse(), 'accuracy top1 is 0.458333, but 0.5'),
     (lambda entries: entries.pop(), '1 of them missing, unknown or of another class'),
-    (lambda entries: entries.append(entries[0]), 'such as one that is there twice'),
+    (lambda entries: entries.append(entries[0]), 'such as an image that appears twice'),
     (lambda entries: entries[0].update(label=1), 'of another class, such as n00000000/val_0.JPEG'),
     (lambda entries: entries.clear(), '24 of them missing'),
 ], ids=['classes', 'removed', 'twice', 'label', 'empty'])
@@ -83,19 +83,19 @@ def test_changed_images_are_found(finished):
     (folder / 'imagenet/val/n00000000/val_0.JPEG').rename(
         folder / 'imagenet/val/n00000001/val_9.JPEG')
     problem, = IMAGENET.check_result(result, folder)
-    assert 'has other images, or other classes, than were evaluated on' in problem
+    assert 'imagenet/val have changed since the evaluation' in problem
     (folder / 'imagenet').rename(folder / 'moved')
     problem, = IMAGENET.check_result(result, folder)
-    assert 'imagenet/val does not exist any more' in problem
+    assert 'imagenet/val no longer exists' in problem
 
 
 @pytest.mark.parametrize(('key', 'value', 'message'), [
-    ('test_dataloader.dataset.type', 'CIFAR10', "one of MMPretrain's ImageNet on this machine"),
+    ('test_dataloader.dataset.type', 'CIFAR10', "must be MMPretrain's ImageNet, on this machine"),
     ('test_dataloader.dataset.indices', 10, 'indices=10 would count the other images as missed'),
-    ('test_evaluator.topk', 1, 'has to be MMPretrain\'s Accuracy with topk=(1, 5) and'),
-    ('test_evaluator.thrs', 0.5, 'topk=(1, 5) and no thrs, found'),
+    ('test_evaluator.topk', 1, 'must be MMPretrain\'s Accuracy with topk=(1, 5) and'),
+    ('test_evaluator.thrs', 0.5, 'topk=(1, 5) and no thrs, got'),
     ('test_dataloader.dataset.split', 'test', "split='test' has no labels"),
-    ('test_evaluator.type', 'SingleLabelMetric', "found {'type': 'SingleLabelMetric'"),
+    ('test_evaluator.type', 'SingleLabelMetric', "got {'type': 'SingleLabelMetric'"),
 ], ids=str)
 def test_what_could_not_be_evaluated_at_the_end(config, tmp_path, key, value, message):
     config.test_evaluator = dict(type='Accuracy', topk=(1, 5))

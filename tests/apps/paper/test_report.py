@@ -175,7 +175,7 @@ def test_a_lost_log_is_told_and_hides_no_other(tmp_path, monkeypatch):
     markdown, _, _ = write(tmp_path, [result(row, 0.39), result(row, 0.39, seed=1)], monkeypatch)
     section = markdown.split('## Learning curves')[1]
     assert f'![{row}, seed 1](curves/{row}.png)' in section
-    assert f'{row} seed 0 has no curves: there is no log of a training' in section
+    assert f'{row} seed 0 has no curves: {tmp_path}' in section
 
 
 def test_detections_of_the_first_seed_that_has_a_picture(tmp_path, monkeypatch):

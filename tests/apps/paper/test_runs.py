@@ -27,16 +27,16 @@ def test_rows_by_pattern():
 
 
 @pytest.mark.parametrize(('tables', 'name', 'message'), [
-    ([1, 3], '*', '--table 1 3: Tables 1 and 2 are of ImageNet, 3 and 4 of COCO'),
+    ([1, 3], '*', '--table 1 3: Tables 1 and 2 use ImageNet, 3 and 4 use COCO'),
     ([1, 2], 'sa-r50', 'did you mean sa-resnet50?'),
     ([1], 'se-resnet101', 'is a row of Table 2: add --table 2'),
-    ([1, 2], 'retinanet_sa-r50', 'is a row of Table 3: give --table 3'),
-    ([2], '???!', 'they are sa-resnet50, sa-resnet50_no-gn'),
-    ([3, 4], 'sa-resnet50*', 'sa-resnet50 is a row of Table 2: give --table 2'),
+    ([1, 2], 'retinanet_sa-r50', 'is a row of Table 3: pass --table 3'),
+    ([2], '???!', 'choose from sa-resnet50, sa-resnet50_no-gn'),
+    ([3, 4], 'sa-resnet50*', 'sa-resnet50 is a row of Table 2: pass --table 2'),
     ([3], 'mask-rcnn-sa-r50', 'did you mean mask-rcnn_sa-r50?'),
     ([3], 'retinanet_sa_r110', 'did you mean retinanet_sa-r10'),
     ([3], 'mask-rcnn_eca-r50', 'is a row of Table 4: add --table 4'),
-    ([3], '???!', 'they are faster-rcnn_r50'),
+    ([3], '???!', 'choose from faster-rcnn_r50'),
 ], ids=str)
 def test_unknown_rows(tables, name, message):
     with pytest.raises(ReproduceError) as error:

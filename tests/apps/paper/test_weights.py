@@ -76,7 +76,7 @@ def test_ablations_are_not_taken_for_shuffle_attention(tmp_path):
     assert kinds['shuffle'] == 'SA with unshuffled'
     assert kinds['gn'] == 'SA without gn.bias, gn.weight'
     assert len(set(kinds.values())) == 5
-    with pytest.raises(ReproduceError, match=r'has no checkpoint of ResNet-50 with SA .* given are '
+    with pytest.raises(ReproduceError, match=r'has no checkpoint of ResNet-50 with SA .* only of '
                                              r'ResNet-50 with SA with unshuffled'):
         imagenet_backbones([paths['shuffle']], rows)
 
@@ -102,7 +102,7 @@ def test_classifiers_of_a_work_dir(tmp_path, weights):
     (['sa.pth', 'sa.pth'], 'are both of ResNet-50 with SA'),
     (['sa.pth'], 'no checkpoint of ResNet-50 with SE (for retinanet_se-r50)'),
     (['sa.pth', 'text.pth'], 'text.pth is not a checkpoint'),
-    (['other.pth'], 'is not of a ResNet-50, -101 or -152: it begins with a'),
+    (['other.pth'], 'begins with a: expected a checkpoint of a ResNet-50, -101 or -152'),
     (['none.pth'], 'none.pth does not exist'),
 ], ids=str)
 def test_wrong_files(weights, files, message):

@@ -35,7 +35,7 @@ def test_tool(tmp_path):
     assert done.returncode == 0, done.stderr
     output = done.stdout
     assert 'openvino: SAResNet deployed / ResNet = ' in output
-    assert 'onnxruntime: file of ResNet ' in output
+    assert 'onnxruntime: file sizes: ResNet ' in output
     rows = json.loads(out.with_suffix('.json').read_text())['rows']
     names = 'ResNet', 'SAResNet', 'SAResNet deployed'
     assert [(row['pass'], row['name']) for row in rows] == [

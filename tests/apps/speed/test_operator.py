@@ -129,7 +129,7 @@ def test_what_is_not_captured_is_called(fake_graphs, monkeypatch, capsys):
     assert len(called) == 5 + 2
     assert fake_graphs == ['b'] * (3 + 1) * 2
     assert capsys.readouterr().err == (
-        "warning: a: no CUDA graph, so that Python's time counts too: operation not permitted "
+        "warning: a: no CUDA graph, so its time includes Python's: operation not permitted "
         'when stream is capturing\n')
     assert len(measure._FAILED_GRAPHS) == 1
 
@@ -286,7 +286,7 @@ def test_tool_compiles_only(run_tool, tmp_path, monkeypatch):
     done = subprocess.run(command, env=os.environ | dict(TRITON_INTERPRET='0'), text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r'^forward: at most \d+ instructions an element, \d+ registers, 0 spilled ',
+    assert re.search(r'^forward: at most \d+ instructions per element, \d+ registers, 0 spilled ',
                      done.stdout, re.MULTILINE)
     rows = json.loads(out.with_suffix('.json').read_text())['rows']
     assert {row['capability'] for row in rows} == {80, 90, 100}
@@ -295,7 +295,7 @@ def test_tool_compiles_only(run_tool, tmp_path, monkeypatch):
                if row['stage'] == 1 and row['instructions'])
     monkeypatch.setattr(triton_launch, 'INTERPRETED', True)
     code, _ = run_tool('benchmark', *command[2:])
-    assert code == 'error: TRITON_INTERPRET is set, with which nothing is compiled: unset it'
+    assert code == 'error: TRITON_INTERPRET is set, so nothing is compiled: unset it'
 
 
 def test_instructions_are_those_that_run():
@@ -318,7 +318,7 @@ def test_resident_warps(warps, registers, resident):
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-    (['op', '--sweep', '--implementation', 'cpu'], "--sweep and --compile-only are for Triton's"),
+    (['op', '--sweep', '--implementation', 'cpu'], '--sweep and --compile-only need triton'),
     (['op', '--sweep', '--compile-only'], 'not allowed with'),
     (['op', '--compile-only', '--dtype', 'float64'], 'change --dtype'),
     (['op', '--batch', '0'], 'must be at least 1, got 0'),

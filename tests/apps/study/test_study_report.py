@@ -62,7 +62,7 @@ def test_means_and_paired_differences(tmp_path):
     assert ('Converted minus not converted, at the start: box AP **+39.0** [+39.0, +39.0], '
             'mask AP **+39.0** [+39.0, +39.0]; at the end: box AP **+7.0** [+7.0, +7.0]'
             ) in markdown
-    assert 'Here are 18 intervals' in markdown
+    assert 'This report has 18 intervals' in markdown
     assert '| box AP by epoch | start | 1 | 2 |' in markdown
     assert '| SA, converted | 40.0 ± 0.0 | 30.0 ± 0.0 | 53.1 ± 1.1 |' in markdown
     assert '| SA, not converted | 1.0 ± 0.0 | 30.0 ± 0.0 | 46.1 ± 1.1 |' in markdown
@@ -111,7 +111,7 @@ def test_a_report_that_is_not_of_the_runs_is_found(tmp_path):
     text = path.read_text()
     path.write_text(text.replace('+3.1', '+3.2'))
     problem, = report_problems(tmp_path / 'report', runs)
-    assert 'report.md is not what the files of the runs give' in problem
+    assert 'report.md does not match the files of the runs' in problem
     path.write_text(text)
     runs.popitem()
     assert len(report_problems(tmp_path / 'report', runs)) == 2
@@ -126,7 +126,7 @@ def test_a_plain_network_that_was_trained_again_or_not_copied_is_found(tmp_path)
     del runs[tmp_path / 'mask-rcnn_r50/seed2']
     write_study(tmp_path / 'report', runs)
     again, missing = report_problems(tmp_path / 'report', runs)
-    assert again.startswith('mask-rcnn_sa-r50_converted seed 1 continues another mask-rcnn_r50')
+    assert again.startswith('mask-rcnn_sa-r50_converted seed 1 does not continue the mask-rcnn_r50')
     assert f'remove {tmp_path / "mask-rcnn_sa-r50_converted/seed1"}' in again
     assert missing.startswith('mask-rcnn_sa-r50_converted seed 2 continues mask-rcnn_r50 seed 2, '
                               'which has no result here')

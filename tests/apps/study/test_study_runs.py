@@ -59,7 +59,7 @@ def test_what_is_continued_comes_first(patterns, rows):
 
 
 def test_unknown_row():
-    with pytest.raises(ReproduceError, match=r'no row .*_convert.*: did you mean .*_converted'):
+    with pytest.raises(ReproduceError, match=r'not a row of the study: did you mean .*_converted'):
         study_rows(['mask-rcnn_sa-r50_convert'])
 
 
@@ -148,7 +148,7 @@ def test_what_was_begun_does_not_go_on_from_another_network(settings):
     save(study_run.folder / 'epoch_1.pth', 1.)
     study_run.make_start()
     save(study_run.start_file, 2.)
-    with pytest.raises(RunFailed, match=rf'another .*epoch_2.pth.*: remove {study_run.folder}'):
+    with pytest.raises(RunFailed, match=rf'epoch_2.pth has changed .*: remove {study_run.folder}'):
         study_run.make_start()
     assert study_run.start_sha256 == begun
     (study_run.folder / 'epoch_1.pth').unlink()

@@ -130,13 +130,13 @@ FLAT, RELU = (nn.Flatten(), nn.Unflatten(1, (2, 2, 2))), nn.ReLU()
 
 
 @pytest.mark.parametrize(('following', 'layer', 'message'), [
-    (FLAT, 'featurs', 'has none of this name; near it are .*features'),
-    (FLAT, 'features.9', 'has none of this name; near it are .*features.0, features.1'),
+    (FLAT, 'featurs', 'no layer of this name. Did you mean one of .*features'),
+    (FLAT, 'features.9', 'no layer of this name. Did you mean one of .*features.0, features.1'),
     (FLAT, 'unused', 'unused does not run .* choose another'),
-    (FLAT, 'pair', 'pair gives a tuple, not one map: choose one within'),
-    (FLAT, 'features.1', 'features.1 gives no map of the whole image'),
+    (FLAT, 'pair', 'pair returns a tuple, not one map: choose a layer within'),
+    (FLAT, 'features.1', 'output of layer features.1 is not a map of the whole image'),
     ((RELU, nn.Conv2d(2, 2, 1), RELU), 'features.1', 'features.1 runs 2 times on one image'),
-    ((Detached(2, 2, 1), ), 'features.0', 'no gradient comes from the score to layer features.0'),
+    ((Detached(2, 2, 1), ), 'features.0', 'no gradient of the score reaches layer features.0'),
 ])
 def test_layers_without_a_map(following, layer, message):
     features = nn.Sequential(nn.Conv2d(1, 2, 1), *following)
@@ -191,5 +191,5 @@ def test_groups_of_many_targets():
 
 
 def test_groups_of_another_layer(two_channels):
-    with pytest.raises(ConfigError, match='features is Conv2d, and groups are of ShuffleAttention'):
+    with pytest.raises(ConfigError, match='features is Conv2d: expected ShuffleAttention'):
         group_scores(two_channels, 'features', picture(VALUES), [])

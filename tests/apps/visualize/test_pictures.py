@@ -29,7 +29,7 @@ def test_boxes_are_those_of_masks_where_there_are_no_others():
 
 def test_of_a_model_that_finds_no_objects():
     model = predicts(pred_panoptic_seg=PixelData(sem_seg=torch.zeros(1, 4, 4)))
-    with pytest.raises(ConfigError, match='finds no single objects, but pred_panoptic_seg: give'):
+    with pytest.raises(ConfigError, match='predicts pred_panoptic_seg, not single objects: give'):
         detect(model, None, None)
 
 

@@ -12,20 +12,20 @@ TOLERANCE = 1e-6
 
 
 class Benchmark(ABC):
-    """A data set with its metrics: where it lies, what it must hold, how a run's figures are made.
+    """A data set with its metrics: where it is, what it must contain, how runs are evaluated.
 
-    A run is evaluated by tasks: 'bbox' and 'segm' of a detector, 'accuracy' of a classifier. For
-    each of them the test saves what was predicted for every image, and the figures are computed
-    from that file.
+    A run is evaluated by task: 'bbox' and 'segm' for a detector, 'accuracy' for a classifier. For
+    each task the test saves what was predicted for every image. The metrics are computed from that
+    file.
 
     Attributes:
         name: 'ImageNet', 'COCO' or 'shapes'.
-        data_root, work_dir: the usual places, relative to the folder of a command.
-        scope: MMEngine's, in which models are built; also the package whose tools train and test.
-        dataset_keys: what the config of a data set must say.
-        bytes_of_predictions: for all images, by task.
-        kept_checkpoints: of a run, the last ones.
-        bytes_per_parameter: of a checkpoint, with what its optimizer keeps.
+        data_root, work_dir: default folders, relative to the current one.
+        scope: MMEngine's scope for models, and the package whose tools train and test them.
+        dataset_keys: keys that the config of a data set must set.
+        bytes_of_predictions: bytes for all images, by task.
+        kept_checkpoints: how many of the last checkpoints a run keeps.
+        bytes_per_parameter: bytes in a checkpoint, including the optimizer's state.
     """
 
     name: str
@@ -39,34 +39,34 @@ class Benchmark(ABC):
 
     @abstractmethod
     def tasks(self, row: Row) -> tuple[str, ...]:
-        """Return what a row is evaluated by."""
+        """Return the tasks that a row is evaluated by."""
 
     @abstractmethod
     def place(self, config: Config, data_root: Path) -> None:
-        """Have a config read the data under ``data_root``."""
+        """Make a config read the data under ``data_root``."""
 
     @abstractmethod
     def save_predictions(self, config: Config, folder: Path) -> None:
-        """Have the test of a config save its predictions in a folder."""
+        """Make the test of a config save its predictions in a folder."""
 
     @abstractmethod
     def prediction_file(self, folder: Path, task: str) -> Path:
-        """Return what ``save_predictions`` has the test write."""
+        """Return the file that ``save_predictions`` makes the test write."""
 
     def prepare(self, data_root: Path) -> None:  # noqa: B027
-        """Make the data that is missing under ``data_root``, if it can be made here."""
+        """Create what is missing under ``data_root``, if it can be created."""
 
     def software_problem(self) -> str | None:
-        """For people: what is missing to train on it at all, beyond what the package needs."""
+        """Return a sentence on missing software that the package itself doesn't need, or None."""
         return None
 
     @abstractmethod
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-        """Yield what is wrong with the data of a config, sentences for people.
+        """Yield what is wrong with the data of a config, as sentences.
 
         Args:
-            config: of a run.
-            splits: what is read of it, all of 'train', 'val' and 'test' or 'test' alone.
+            config: config of a run.
+            splits: the splits that are read: all of 'train', 'val' and 'test', or only 'test'.
         """
 
     @abstractmethod
@@ -74,34 +74,34 @@ class Benchmark(ABC):
         """Return what a config is tested on.
 
         Returns:
-            'images', their number; 'is_papers', whether they are those of the paper; 'label', for
-            people; and what ``change`` and ``evaluate`` need.
+            'images', their number; 'is_papers', whether they are the paper's; 'label', a readable
+            name; and what ``change`` and ``evaluate`` need.
         """
 
     @abstractmethod
     def change(self, evaluated_on: dict) -> str | None:
-        """For people: whether what ``describe`` told of is not there any more, or another now."""
+        """Return a sentence if what ``describe`` returned is gone or has changed, else None."""
 
     @abstractmethod
     def evaluate(self, evaluated_on: dict, predictions: Path, task: str) -> dict[str, float]:
-        """Return the metrics of predictions, in [0, 1]; -1 where there is nothing to count.
+        """Return the metrics of predictions, in [0, 1]; -1 if there is nothing to count.
 
         Raises:
-            ValueError: the file is not of these images.
+            ValueError: The file is not from these images.
         """
 
     @abstractmethod
     def logged(self, task: str) -> dict[str, str]:
-        """Return the name that the test logs each metric under."""
+        """Return the name under which the test logs each metric."""
 
     @abstractmethod
     def is_as_logged(self, value: float, logged: float) -> bool:
-        """Return whether a metric is what the test logged, to the log's precision."""
+        """Return whether a metric equals what the test logged, to the log's precision."""
 
     def differs_from_log(self, result: dict, task: str) -> list[str]:
-        """Return the metrics of a run's result that are not what its test logged."""
+        """Return a sentence for each metric of a result that differs from what its test logged."""
         logged, names = result['logged'], self.logged(task)
-        return [f'{task} {metric} is {value:.6f}, logged {logged[names[metric]]}'
+        return [f'{task} {metric} is {value:.6f}, but the test logged {logged[names[metric]]}'
                 for metric, value in result['metrics'][task].items()
                 if not self.is_as_logged(value, logged[names[metric]])]
 
@@ -110,10 +110,10 @@ class Benchmark(ABC):
 
         Args:
             result: the content of its result.json.
-            folder: where its files are.
+            folder: folder of its files.
 
         Returns:
-            What is wrong, nothing if the files and every figure are as they were.
+            What is wrong; empty if the files and every figure are unchanged.
         """
         evaluated_on = result['evaluated_on']
         try:
@@ -137,7 +137,7 @@ class Benchmark(ABC):
         except Exception as error:  # a changed file can be wrong in any way
             yield f'{path} cannot be evaluated: {error!r}'
             return
-        yield from (f'{task} {name} is {metrics[name]:.6f}, reported {value:.6f}'
+        yield from (f'{task} {name} is {metrics[name]:.6f}, but {value:.6f} was reported'
                     for name, value in result['metrics'][task].items()
                     if abs(metrics[name] - value) > TOLERANCE)
         if result['logged']:

@@ -1,4 +1,4 @@
-"""COCO 2017, evaluated by pycocotools from saved detections, and these drawn."""
+"""COCO 2017: evaluate saved detections with pycocotools, and draw them."""
 import contextlib
 import copy
 import io
@@ -27,13 +27,13 @@ from .base import SPLITS, TOLERANCE, Benchmark
 
 # COCO val2017: https://cocodataset.org, annotations of 2017
 VAL2017 = dict(images=5000, objects=36781, categories=80)
-DETECTIONS = 'detections'  # beginning of the names of the files
+DETECTIONS = 'detections'  # prefix of the file names
 LOGGED = {'AP': 'mAP', 'AP50': 'mAP_50', 'AP75': 'mAP_75', 'APs': 'mAP_s', 'APm': 'mAP_m',
           'APl': 'mAP_l'}
 
 
 class Coco(Benchmark):
-    """COCO 2017 in MMDetection's usual layout: AP of boxes, and of masks where there are any."""
+    """COCO 2017 in MMDetection's usual layout: AP of boxes, and of masks if there are any."""
 
     name = 'COCO'
     data_root = Path('data/coco')
@@ -81,9 +81,9 @@ class Coco(Benchmark):
     def change(self, evaluated_on: dict) -> str | None:
         annotations = Path(evaluated_on['annotations'])
         if not annotations.is_file():
-            return f'{annotations} does not exist any more: give it back, or a link, to check'
+            return f'{annotations} no longer exists: restore it, or make a link, to run --check'
         if sha256(annotations) != evaluated_on['sha256']:
-            return f'{annotations} is not the file that was evaluated on: its SHA-256 differs'
+            return f'{annotations} has changed since the evaluation: its SHA-256 differs'
         return None
 
     def evaluate(self, evaluated_on: dict, predictions: Path, task: str) -> dict[str, float]:
@@ -98,7 +98,7 @@ class Coco(Benchmark):
 
 
 def ground_truth(annotations: Path) -> COCO:
-    """Return COCO's annotations as pycocotools has them; read once, until the file changes."""
+    """Return COCO's annotations as pycocotools loads them; read again only if the file changes."""
     return _read(annotations, annotations.stat().st_mtime_ns)
 
 
@@ -110,16 +110,16 @@ def _read(annotations: Path, _: int) -> COCO:
 
 def evaluate_detections(annotations: Path, detections: Path, task: str,
                         classes: list[str]) -> dict[str, float]:
-    """COCO AP of a file of detections, as MMDetection's CocoMetric evaluates them.
+    """Return the COCO AP of saved detections, evaluated as in MMDetection's CocoMetric.
 
     Args:
-        annotations: COCO's annotation file.
-        detections: COCO's result file, as CocoMetric dumps it.
+        annotations: COCO annotation file.
+        detections: COCO result file, as CocoMetric dumps it.
         task: 'bbox' or 'segm'.
         classes: names of the categories to count.
 
     Returns:
-        AP, AP50, AP75, APs, APm, APl in [0, 1]; -1 where there are no objects of a size.
+        AP, AP50, AP75, APs, APm, APl in [0, 1]; -1 if there are no objects of that size.
     """
     truth = ground_truth(annotations)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress
@@ -127,7 +127,7 @@ def evaluate_detections(annotations: Path, detections: Path, task: str,
         if not found:
             return dict.fromkeys(METRICS[task], 0.)
         if task == 'segm':
-            for detection in found:  # a box would take the place of the mask's own area
+            for detection in found:  # with a box, pycocotools would ignore the mask's own area
                 detection.pop('bbox', None)
         evaluation = COCOeval(truth, truth.loadRes(found), task)
         evaluation.params.catIds = truth.getCatIds(catNms=classes)
@@ -143,18 +143,19 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
     """Draw the first images of a data set that have objects, one below the other.
 
     Args:
-        annotations: COCO's annotation file.
-        images: the folder of the images.
-        detections: COCO's result file, as CocoMetric dumps it, of boxes or of masks.
-        meta: of the data set: 'classes', in the order of labels, and their colours in 'palette'.
-        threshold: the score from which a detection is drawn.
-        count: images at most.
+        annotations: COCO annotation file.
+        images: folder of the images.
+        detections: COCO result file of boxes or masks, as CocoMetric dumps it.
+        meta: 'classes' of the data set in the order of labels, and their colours in 'palette'.
+        threshold: lowest score of the detections that are drawn.
+        count: maximum number of images.
 
     Returns:
-        (height, width, 3) uint8, RGB: ground truth left, detections right, best on top.
+        (height, width, 3) uint8, RGB: ground truth on the left, detections on the right, the best
+        drawn over the others.
 
     Raises:
-        ConfigError: an image is damaged.
+        ConfigError: An image is damaged.
     """
     truth = ground_truth(annotations)
     labels = {id_: meta['classes'].index(category['name'])
@@ -179,14 +180,13 @@ def draw_detections(annotations: Path, images: Path, detections: Path, meta: dic
 
 
 def _object(truth: COCO, annotation: dict) -> dict:
-    """Class and box of an annotation, and its mask as run lengths if it has one."""
+    """Return class and box of an annotation, and its mask as run lengths if it has one."""
     mask = dict(segmentation=truth.annToRLE(annotation)) if has_outline(annotation) else {}
     return dict(category_id=annotation['category_id'], bbox=annotation['bbox'], **mask)
 
 
 def _instances(objects: list[dict], labels: dict[int, int], image: np.ndarray) -> InstanceData:
-    """COCO's objects, or its detections, as MMDetection has them; masks only if all fit the image.
-    """
+    """Return COCO objects or detections as MMDetection's; masks only if all fit the image."""
     boxes = torch.tensor([o['bbox'] for o in objects]).reshape(-1, 4)
     instances = InstanceData(
         bboxes=torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1),
@@ -198,7 +198,7 @@ def _instances(objects: list[dict], labels: dict[int, int], image: np.ndarray) -
 
 
 def _below(rows: list[np.ndarray]) -> np.ndarray:
-    """Pictures one below the other, on white."""
+    """Stack pictures one below the other, on white."""
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, GAP), (0, width - row.shape[1]), (0, 0)), constant_values=255)
               for row in rows]

@@ -1,4 +1,4 @@
-"""ImageNet-1k, evaluated from the saved classes with the highest scores."""
+"""ImageNet-1k, evaluated from the saved top classes of each image."""
 import hashlib
 import json
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from ..tables import METRICS, Row
 from .base import SPLITS, Benchmark
 
 VAL_NAMES = tuple(f'ILSVRC2012_val_{number:08d}.JPEG' for number in range(1, 50_001))
-LOCATION = ('data_root', 'data_prefix', 'split', 'ann_file')  # of a data set's config
+LOCATION = ('data_root', 'data_prefix', 'split', 'ann_file')  # keys of a data set's config
 PREDICTIONS = 'predictions.json'
 PERCENT_TOLERANCE = 1e-3  # half an image of 50,000
 
 
 class ImageNet(Benchmark):
-    """ImageNet-1k in MMPretrain's usual layout: accuracy of the best class and of the best five."""
+    """ImageNet-1k in MMPretrain's usual layout: top-1 and top-5 accuracy."""
 
     name = 'ImageNet'
     data_root = Path('data/imagenet')
@@ -73,9 +73,9 @@ class ImageNet(Benchmark):
     def change(self, evaluated_on: dict) -> str | None:
         folder = Path(evaluated_on['folder'])
         if not folder.is_dir():
-            return f'{folder} does not exist any more: give it back, or a link, to check'
+            return f'{folder} no longer exists: restore it, or make a link, to run --check'
         if _digest(labelled_images(evaluated_on['dataset'])) != evaluated_on['sha256']:
-            return (f'{folder} has other images, or other classes, than were evaluated on: the '
+            return (f'the images or classes in {folder} have changed since the evaluation: the '
                     'SHA-256 of their list differs')
         return None
 
@@ -90,35 +90,35 @@ class ImageNet(Benchmark):
 
 
 def _test_problems(config: Config) -> Iterator[str]:
-    """Yield why the predictions of a test could not be evaluated, which only its end would tell."""
+    """Yield why a test's predictions could not be evaluated, which would show only at its end."""
     dataset = config.test_dataloader.dataset
     if list(imagenet_datasets(dataset)) != [dataset]:
-        yield ("test_dataloader.dataset has to be one of MMPretrain's ImageNet on this machine, "
-               f'found {dataset.get("type")}')
+        yield ("test_dataloader.dataset must be MMPretrain's ImageNet, on this machine, got "
+               f'{dataset.get("type")}')
     if dataset.get('split') == 'test':
-        yield "test_dataloader.dataset.split='test' has no labels: give split='val'"
+        yield "test_dataloader.dataset.split='test' has no labels: set split='val'"
     if dataset.get('indices') is not None:
         yield (f'test_dataloader.dataset.indices={dataset.indices} would count the other images as '
-               'missed: give a folder, or a meta/val.txt, of these images alone')
+               'missed: use a folder, or a meta/val.txt, with only these images')
     accuracy = config.test_evaluator[0]
     if (accuracy.get('type') != 'Accuracy' or not {1, 5} <= set(as_tuple(accuracy.get('topk')))
             or accuracy.get('thrs', 0.) != 0):
-        yield ("test_evaluator has to be MMPretrain's Accuracy with topk=(1, 5) and no thrs, found "
+        yield ("test_evaluator must be MMPretrain's Accuracy with topk=(1, 5) and no thrs, got "
                f'{accuracy}')
 
 
 def evaluate_predictions(labels: dict[str, int], predictions: Path) -> dict[str, float]:
-    """Top-1 and top-5 accuracy of a file of ``DumpTopPredictions``, against these labels.
+    """Return the top-1 and top-5 accuracy of a file that ``DumpTopPredictions`` wrote.
 
     Args:
-        labels: by the paths of the images, as the folder has them.
-        predictions: the file; its own labels have to be the same.
+        labels: labels by image path, as in the folder.
+        predictions: the file. Its own labels must be the same.
 
     Returns:
         'top1' and 'top5', in [0, 1].
 
     Raises:
-        ValueError: the file is not of these images and labels, each once.
+        ValueError: The file doesn't have each of these images once, with its label.
     """
     found = json.loads(predictions.read_text())
     told = {entry['image']: entry['label'] for entry in found}
@@ -126,7 +126,7 @@ def evaluate_predictions(labels: dict[str, int], predictions: Path) -> dict[str,
         wrong = [image for image in {**labels, **told} if labels.get(image) != told.get(image)]
         raise ValueError(f'{predictions} has {len(found)} predictions for {len(labels)} images, '
                          f'{len(wrong)} of them missing, unknown or of another class, such as '
-                         f'{min(wrong, default="one that is there twice")}')
+                         f'{min(wrong, default="an image that appears twice")}')
     return {metric: sum(entry['label'] in entry['classes'][:count] for entry in found) / len(found)
             for metric, count in (('top1', 1), ('top5', 5))}
 

@@ -1,4 +1,4 @@
-"""The study's drawn images, in COCO's format, and evaluated as COCO is."""
+"""The study's drawn images, in COCO's format and evaluated like COCO."""
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +10,18 @@ from .coco import Coco
 
 
 class Shapes(Coco):
-    """Textured shapes: AP of boxes and masks. They are drawn where they are not there yet."""
+    """Textured shapes: AP of boxes and masks. Missing images are drawn."""
 
     name = 'shapes'
     data_root = Path('data/textured_shapes')
     work_dir = Path('work_dirs/study')
     bytes_of_predictions = {'bbox': 3_000_000, 'segm': 5_000_000}
     kept_checkpoints = 1
-    bytes_per_parameter = 16  # AdamW's, and those of the start
+    bytes_per_parameter = 16  # with AdamW's state, and the start weights
 
     def prepare(self, data_root: Path) -> None:
         if not textured_shapes().is_in(data_root):
-            print(f'drawing 2,500 images into {data_root}, which takes about a minute', flush=True)
+            print(f'drawing 2,500 images into {data_root} (about a minute)', flush=True)
         textured_shapes().write(data_root)
 
     def data_problems(self, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
