@@ -57,9 +57,9 @@ def torchvision_problem() -> str | None:
     try:
         importlib.import_module('torchvision')
     except (ImportError, RuntimeError):  # the latter from another torch's torchvision
-        return ("MMEngine finds torchvision's initial weights (torchvision://...) through "
-                'torchvision, but torchvision does not import. Install the torchvision that '
-                'matches your torch. Or give a downloaded file or another URL: --cfg-options '
+        return ("the initial weights are torchvision's (torchvision://...). MMEngine finds them "
+                'through torchvision, but torchvision does not import. Install the torchvision '
+                'that matches your torch. Or give a downloaded file or another URL: --cfg-options '
                 'model.backbone.init_cfg.checkpoint=FILE. For random weights, use '
                 'model.backbone.init_cfg=None.')
     return None
