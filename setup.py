@@ -1,9 +1,9 @@
-"""pyproject.toml describes the package; this adds what it cannot.
+"""Add to the package what pyproject.toml cannot describe.
 
-The folder in which MIM looks for the package's configs; and the operator in C++, which is optional:
-it is built where there are a C++ compiler and torch (which pip only shows to the build with
---no-build-isolation), and where it cannot be built the package installs without it, and says so.
-SA_MMDET_BUILD=1 in the environment makes that an error, SA_MMDET_BUILD=0 does not try.
+This is the folder in which MIM looks for the package's configs, and the optional C++ operator. The
+operator's build needs a C++ compiler and torch, which pip only shows to the build with
+--no-build-isolation. If it cannot be built, the package installs without it and says so.
+SA_MMDET_BUILD=1 in the environment makes that an error, and SA_MMDET_BUILD=0 skips the build.
 """
 import os
 import platform
@@ -17,13 +17,13 @@ from setuptools.command.build_py import build_py
 
 OPERATOR = Path('sa_mmdet/ops')
 
-# What ATen's vectors need of each of its CPU capabilities.
+# The compiler flags that ATen's vectors need for each CPU capability.
 INSTRUCTIONS = {
     'default': [],
     'avx2': ['-mavx2', '-mfma', '-mf16c'],
     'avx512': ['-mavx512f', '-mavx512bw', '-mavx512vl', '-mavx512dq', '-mfma', '-mf16c'],
 }
-# Contraction would round differently what is written to cancel.
+# No contraction into FMA: it would round terms that should cancel in different ways.
 OPTIONS = ['-O3', '-g0', '-fopenmp', '-ffp-contract=off', '-fvisibility=hidden', '-Wno-psabi',
            '-Wno-unknown-pragmas', '-Wno-uninitialized', '-Wno-maybe-uninitialized']
 
@@ -45,7 +45,7 @@ class BuildPyWithMim(build_py):
 def link(source: Path, target: Path) -> bool:
     try:
         target.symlink_to(Path('../..', source), target_is_directory=source.is_dir())
-    except OSError:  # not every file system and every user can make links
+    except OSError:  # not every file system and user can make links
         return False
     return True
 
@@ -58,15 +58,15 @@ def copy(source: Path, target: Path) -> None:
 
 
 def operator_in_cpp() -> tuple[list, dict]:
-    """The extensions and the command that builds them; nothing where they are not to be built."""
+    """Return the extensions and the command that builds them, or nothing to skip the build."""
     wish = os.environ.get('SA_MMDET_BUILD', '')
     if wish not in ('', '0', '1'):
         sys.exit(f'SA_MMDET_BUILD={wish}: must be 1 (required), 0 (skipped) or unset (optional)')
     if wish == '0':
         return [], {}
     if find_spec('torch') is None:
-        message = ('sa_mmdet is installed without its C++ operator: torch is not there to build it '
-                   'with. Install torch, then sa_mmdet with --no-build-isolation.')
+        message = ('sa_mmdet is installed without its C++ operator: its build found no torch. '
+                   'Install torch, then install sa_mmdet with --no-build-isolation.')
         if wish == '1':
             sys.exit(message)
         print(message, file=sys.stderr)
@@ -86,7 +86,7 @@ def operator_in_cpp() -> tuple[list, dict]:
             extra_link_args=['-fopenmp'],
             optional=wish != '1') for capability in capabilities
     ]
-    # Without ninja a failure is one that setuptools knows to be optional.
+    # Only without ninja does setuptools accept that an optional extension fails.
     build_ext = BuildExtension.with_options(use_ninja=False, no_python_abi_suffix=True)
     return extensions, {'build_ext': build_ext}
 

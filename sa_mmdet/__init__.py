@@ -1,6 +1,6 @@
 """SA-Net (Shuffle Attention, arXiv 2102.00240) for MMDetection.
 
-Importing the package registers its layers, backbones and hooks, so that a config only needs
+Importing the package registers its layers, backbones, necks and hooks. A config only needs
 ``custom_imports = dict(imports=['sa_mmdet'])``.
 """
 from .environment import check_environment, versions

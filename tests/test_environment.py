@@ -51,8 +51,8 @@ def test_torchvision_of_another_torch(tmp_path):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: MMPretrain imports torchvision, which does not load here '
-                           '(torchvision::nms is missing): install that of torch ')
-    assert last.endswith('without it there is no need of torchvision')
+                           '(torchvision::nms is missing). Install the torchvision for torch ')
+    assert last.endswith('and does not need torchvision without it')
 
 
 def problem_of(folder) -> str:
@@ -67,7 +67,7 @@ def problem_of(folder) -> str:
     ("raise RuntimeError('torchvision::nms is missing')",
      'MMPretrain imports torchvision, which does not load here (torchvision::nms is missing)'),
     ("raise ImportError('no einops')",
-     'MMPretrain does not import (no einops): install it with what it requires, by `make install`'),
+     'MMPretrain does not import (no einops). Install it with its requirements: `make install`'),
     ('', 'None'),
 ], ids=['torchvision', 'other', 'works'])
 def test_mmpretrain(tmp_path, datasets, message):
@@ -89,10 +89,10 @@ def test_mmpretrain_itself_without_torchvision(tmp_path):
 
 def test_no_mmpretrain(monkeypatch):
     monkeypatch.setattr(environment, 'find_spec', lambda name: None)
-    for stack, package in (('openmmlab', ' mmpretrain,'), ('onedl', ' onedl-mmpretrain,')):
+    for stack, package in (('openmmlab', 'mmpretrain'), ('onedl', 'onedl-mmpretrain')):
         monkeypatch.setattr(environment, 'stack', lambda stack=stack: stack)
         problem = environment.mmpretrain_problem()
-        assert f'which is not installed: pip install --no-deps{package}' in problem
+        assert f'which is not installed. Run `pip install --no-deps {package}`' in problem
 
 
 LIBRARY = 'libc10_cuda.so: cannot open shared object file: No such file or directory'
@@ -109,7 +109,7 @@ def test_mmcv_without_operators(tmp_path, error):
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('ImportError: mmcv is installed without operators that work')
-    assert_can_be_run(last.split('Install it anew: ')[1])
+    assert_can_be_run(last.split('Reinstall it: ')[1])
 
 
 def assert_can_be_run(command):
@@ -135,7 +135,7 @@ def test_mmcv_for_the_cpu_where_there_is_a_gpu(
         warnings.simplefilter('always')
         environment.check_environment()
     said = [str(warning.message) for warning in caught
-            if warning.category is RuntimeWarning and 'for the CPU alone' in str(warning.message)]
+            if warning.category is RuntimeWarning and 'for the CPU only' in str(warning.message)]
     assert len(said) == warns
     if warns:
-        assert_can_be_run(said[0].split('Install them with CUDA: ')[1])
+        assert_can_be_run(said[0].split('Reinstall mmcv with CUDA: ')[1])

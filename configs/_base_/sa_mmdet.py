@@ -1,10 +1,10 @@
-# What every detector shares: schedule, data set and detector come from MMDetection's own
-# 1x configs, which are the paper's; this makes the attention layers known. Rows without attention
-# add checkpoints that outlast being killed, and the rows with attention inherit theirs.
+# What every detector shares. Schedule, data set and detector come from MMDetection's own 1x
+# configs, which match the paper. This file registers the attention layers. Configs without
+# attention add checkpoints that survive a kill, and the configs with attention inherit from them.
 #
-# Initial weights: all rows start from torchvision's ResNet, as MMDetection's own do. Under an
-# attention layer these are converted when they are loaded, so that every row starts from the same
-# function. The paper starts from backbones trained on ImageNet with their attention, by the configs
-# in ../imagenet and tools/convert_checkpoint.py; to do so:
+# Initial weights: all configs start from torchvision's ResNet, as MMDetection's own do. A network
+# with attention converts these weights on load, so every config starts from the same function. The
+# paper starts from backbones trained on ImageNet with their attention. To do so, train one with
+# ../imagenet, convert it with tools/convert_checkpoint.py, and pass
 # --cfg-options model.backbone.init_cfg.checkpoint=FILE
 custom_imports = dict(imports=['sa_mmdet'], allow_failed_imports=False)

@@ -1,10 +1,11 @@
 _base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 
-# What the rows of Tables 1 and 2 share. The recipe is MMPretrain's for ResNet, and the paper's:
-# SGD, momentum 0.9, weight decay 1e-4, batch 256 of 8 GPUs, learning rate 0.1 divided by 10 every
-# 30 epochs, 100 epochs; random crops of 224x224 and flips, and the centre crop of 256 to validate.
+# What the configs of Tables 1 and 2 share. MMPretrain's recipe for ResNet is the paper's: SGD,
+# momentum 0.9, weight decay 1e-4, batch 256 on 8 GPUs, 100 epochs, learning rate 0.1 divided by 10
+# every 30 epochs. Training uses random crops of 224x224 and flips, validation the centre crop of
+# images resized to 256.
 #
-# The backbones are those of the detectors, into which their weights go on. Nothing is frozen, batch
+# The backbones are the same as in the detectors, which take their weights. Nothing is frozen, batch
 # statistics are learned, and the last batch norm of a block starts at 1, as in torchvision's
 # ResNet, not at 0.
 custom_imports = dict(imports=['sa_mmdet'], allow_failed_imports=False)

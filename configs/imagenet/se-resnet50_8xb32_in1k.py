@@ -1,5 +1,5 @@
 _base_ = './resnet50_8xb32_in1k.py'
-# With biases, by the Params of Table 2. The detectors of Table 3, RetinaNet excepted, have none: to
-# train SE for those, --cfg-options model.backbone.attention.bias=False
+# With biases, as the Params of Table 2 show. In Table 3, only RetinaNet has them. To train SE for
+# the other detectors, pass --cfg-options model.backbone.attention.bias=False
 model = dict(backbone=dict(
     type='mmdet.AttentionResNet', attention=dict(type='SqueezeExcitation', bias=True)))

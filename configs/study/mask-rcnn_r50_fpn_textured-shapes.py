@@ -1,8 +1,8 @@
-# Plain Mask R-CNN from random weights on the study's textured shapes: the quickstart's small
-# detector for more classes, with group norm in neck and heads as in MMDetection's own configs from
-# scratch (configs/scratch), and more of the objects in each batch of the heads.
-# Residual branches begin with a weight of 1: begun at 0 they are still faint after so short a
-# training, and with them the attention at their end.
+# Plain Mask R-CNN from random weights on the study's textured shapes. It is the quickstart's small
+# detector with more classes, group norm in neck and heads as in MMDetection's own configs for
+# training from scratch (configs/scratch), and more objects in each batch of the heads.
+# Residual branches start with a weight of 1. From 0, they would still be faint after such a short
+# training, and so would the attention at their end.
 _base_ = '../quickstart/mask-rcnn_sa-r50_fpn_shapes.py'
 
 classes = ('plain circle', 'striped circle', 'plain square', 'striped square', 'plain triangle',

@@ -1,4 +1,4 @@
-"""Checkpoints are read without running what they hold, and written whole or not at all."""
+"""Read checkpoints without running code in them, and write files whole or not at all."""
 from .files import write_atomically
 from .read import (
     CheckpointError,

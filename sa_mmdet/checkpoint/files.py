@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Write files whole or not at all."""
 import hashlib
 import os
 import tempfile
@@ -12,9 +12,9 @@ UNFINISHED = '.part'
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes its place when the block ends without an error.
+    """Yield a file to write, which replaces ``path`` once the block ends without an error.
 
-    A reader, or a crash, finds what was there before or the whole new file, never a part of it.
+    A reader finds the old content or the whole new file, never a part of it, even after a crash.
 
     Raises:
         OSError: the folder is missing or cannot be written to, or the disk is full.
@@ -33,13 +33,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a whole file; raises as ``atomic_file`` does."""
+    """Write a file whole or not at all. Raises what ``atomic_file`` raises."""
     with atomic_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes were writing in a folder that no other process writes to."""
+    """Remove what killed processes left unfinished in a folder that no other process writes to."""
     for path in folder.glob(f'.*{UNFINISHED}'):
         path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Reading checkpoint files: only those that are whole, and without running what they hold."""
+"""Read checkpoint files, only whole ones, and without running code in them."""
 import os
 import pickle
 import re
@@ -9,32 +9,33 @@ from traceback import walk_tb
 import torch
 from torch import Tensor
 
-# PyTorch's own switches: the first makes every torch.load of a process refuse code, whatever its
-# caller asked for; the second, set by the user, lets those load code that ask for nothing.
+# PyTorch's own switches. The first makes every torch.load of a process refuse code, whatever its
+# caller asked for. The second, set by the user, lets torch.load run code unless its caller passes
+# weights_only.
 REFUSE_CODE = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 TRUST_CODE = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
 
-# What torch.load names when it refuses: a global, a class, what safe_globals.py does not give out.
+# What torch.load names when it refuses: a global, a class, or what safe_globals.py withholds.
 BEYOND_WEIGHTS = re.compile(r"GLOBAL (\S+)|refused: (\S+)|<class '([^']+)'>")
-NO_CHECKPOINT = 'is not a checkpoint of PyTorch, or damaged: give another, or copy it again'
+NO_CHECKPOINT = 'is not a PyTorch checkpoint, or is damaged: give another file, or copy it again'
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message says why, and what can be done."""
+    """Raised if a checkpoint cannot be used. The message says why and what to do."""
 
 
 def refuse_code() -> None:
     """Make every ``torch.load`` of this process and its children refuse a file that holds code.
 
-    onedl-mmengine falls back to loading everything where ``weights_only`` fails; this stops that.
-    Where the user has set ``TRUST_CODE`` in the environment nothing is changed.
+    onedl-mmengine falls back to loading everything if ``weights_only`` fails. This stops that.
+    If the user has set ``TRUST_CODE`` in the environment, nothing changes.
     """
     if not trusted():
         os.environ[REFUSE_CODE] = '1'
 
 
 def trusted() -> bool:
-    """Return whether the user lets checkpoints run code, by ``TRUST_CODE`` in the environment."""
+    """Return whether the user has set ``TRUST_CODE``, which lets checkpoints run code."""
     return os.environ.get(TRUST_CODE, '0').lower() in ('1', 'y', 'yes', 'true')
 
 
@@ -42,7 +43,7 @@ def load_weights(path: Path) -> object:
     """Load a file of ``torch.save`` to the CPU without running any code that it holds.
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or needs more than weights and
+        CheckpointError: the file is missing or damaged. Or it needs more than weights and
             MMEngine's log history to load, and the user has not set ``TRUST_CODE``.
     """
     if not path.is_file():
@@ -52,7 +53,7 @@ def load_weights(path: Path) -> object:
         return torch.load(path, map_location='cpu', weights_only=not trusted())
     except pickle.UnpicklingError as error:
         raise CheckpointError(refusal(error, path)) from error
-    except Exception as error:  # torch.load raises by what it meets: RuntimeError, EOFError, ...
+    except Exception as error:  # torch.load raises RuntimeError, EOFError, ...
         cause = re.sub(r'\[enforce .*?\]', '', str(error)).strip('. ') or repr(error)
         cause = cause.splitlines()[0].split('. ')[0]
         told = '' if cause.isdigit() else f' ({cause})'
@@ -60,15 +61,15 @@ def load_weights(path: Path) -> object:
 
 
 def refusal(error: pickle.UnpicklingError, path: Path | str) -> str:
-    """For people: why ``torch.load`` refused a file."""
+    """Return why ``torch.load`` refused a file, for people to read."""
     cause = str(error).partition('WeightsUnpickler error:')[2].strip() or str(error)
     if not cause or cause.startswith('Unsupported operand'):
         return f'{path} {NO_CHECKPOINT}'
     beyond = BEYOND_WEIGHTS.search(cause)
     what = next(filter(None, beyond.groups())) if beyond else cause.splitlines()[0].rstrip('. ')
     return (f'{path} holds more than weights ({what}), which could run any program on this '
-            'machine; it was not loaded. If you trust whoever made it, say so by '
-            f'{TRUST_CODE}=1 in the environment of the same command')
+            'machine. It was not loaded. If you trust its author, set '
+            f'{TRUST_CODE}=1 in the environment and run the command again')
 
 
 def file_refused(error: pickle.UnpicklingError) -> str:
@@ -84,7 +85,7 @@ def read_checkpoint(path: Path) -> dict:
         The checkpoint, with the weights under 'state_dict'.
 
     Raises:
-        CheckpointError: as ``load_weights`` does, or the file holds no weights.
+        CheckpointError: as for ``load_weights``, or the file holds no weights.
     """
     checkpoint = load_weights(path)
     if not isinstance(checkpoint, dict):
@@ -98,7 +99,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file of ``torch.save`` was written to its end and is not damaged."""
+    """Return whether a file written by ``torch.save`` is complete and undamaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -107,14 +108,14 @@ def is_whole(path: Path) -> bool:
 
 
 def last_whole(folder: Path, template: str = 'epoch_{}.pth') -> tuple[int, Path] | None:
-    """Return the last whole checkpoint in a folder and its number, None where there is none.
+    """Return the number and path of the last whole checkpoint in a folder, or None.
 
     Args:
-        folder: may be missing.
-        template: of the files' names, as MMEngine's CheckpointHook takes it.
+        folder: the folder, which may be missing.
+        template: the template of the file names, as for MMEngine's CheckpointHook.
     """
     before, *after = re.split(r'{.*?}', template, maxsplit=1)
-    if not after:  # one name for all
+    if not after:  # one name for all checkpoints
         return None
     name = re.compile(rf'{re.escape(before)}(\d+){re.escape(after[0])}')
     numbers = {int(match[1]): path for path in folder.glob('*')

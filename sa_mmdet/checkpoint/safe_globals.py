@@ -15,13 +15,13 @@ try:
 except ImportError:  # numpy < 2
     from numpy.core.multiarray import _reconstruct, scalar  # type: ignore[no-redef]
 
-# The log history, and what users add to it or to MMEngine's message hub: scalars and arrays of
-# numbers, bools and text. None of these runs code of the file's choosing, as an object could.
+# The dtypes of the log history, and of what users add to it or to MMEngine's message hub: numbers,
+# bools and text. None of these can run code, as an object could.
 DTYPES = '?SU' + np.typecodes['AllInteger'] + np.typecodes['AllFloat']
 
 
 def _history_statistic(owner: type, name: str) -> Callable:
-    """Return what a checkpoint may ask of getattr: one of HistoryBuffer's statistics."""
+    """Return one of HistoryBuffer's statistics, all that a checkpoint may ask of ``getattr``."""
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError(f'refused: getattr({owner!r}, {name!r}) in a checkpoint')
     return getattr(HistoryBuffer, name)
@@ -30,12 +30,12 @@ def _history_statistic(owner: type, name: str) -> Callable:
 def mmengine_safe_globals() -> list[Callable | tuple[Callable, str]]:
     """Return the globals, besides tensors, that a checkpoint of MMEngine's Runner holds.
 
-    A HistoryBuffer is pickled with its methods, each as a call of ``getattr``; in its place stands
-    a function that gives out these methods alone.
+    A HistoryBuffer is pickled with its methods, each as a call of ``getattr``. A function that
+    returns only these methods replaces ``getattr``.
 
     Returns:
-        (the object, its name in the file): as pairs, which outlast the context manager that
-        onedl-mmengine puts around torch.load, whose end removes the bare objects.
+        Pairs of the object and its name in the file. onedl-mmengine wraps torch.load in a context
+        manager that removes bare objects when it ends, but not pairs.
     """
     types = [HistoryBuffer, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in DTYPES}]
     named = [(t, f'{t.__module__}.{t.__qualname__}') for t in types]
@@ -47,6 +47,6 @@ def mmengine_safe_globals() -> list[Callable | tuple[Callable, str]]:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Allow ``mmengine_safe_globals`` in this process; torch < 2.6 does not ask."""
+    """Allow ``mmengine_safe_globals`` in this process. torch < 2.6 does not ask."""
     if Version(torch.__version__) >= Version('2.6'):
         torch.serialization.add_safe_globals(mmengine_safe_globals())

@@ -1,4 +1,4 @@
-"""What takes part in MMEngine's training and test loops."""
+"""Hooks for MMEngine's training loop, and a metric that writes predictions to a file."""
 from .atomic_checkpoint import AtomicCheckpointHook
 from .epoch_seed import EpochSeedHook
 from .initial_validation import InitialValidationHook

@@ -11,26 +11,26 @@ from ..checkpoint.read import is_whole, last_whole
 
 
 class AtomicBackend(LocalBackend):
-    """MMEngine's local files, each of which is written as a whole or not at all."""
+    """MMEngine's local backend, which writes each file whole or not at all."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file; raises as ``sa_mmdet.checkpoint.files.atomic_file`` does."""
+        """Write a file. Raises what ``sa_mmdet.checkpoint.files.atomic_file`` raises."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(filepath), obj)
 
 
 class RemovingLater(AtomicBackend):
-    """Notes the files to remove, until what takes their place is written."""
+    """Keeps outdated files until the files that replace them are written."""
 
     def __init__(self):
         self.outdated = []
 
     def remove(self, filepath: str | Path) -> None:
-        """Have a file removed by ``remove_outdated``."""
+        """Note a file for ``remove_outdated``."""
         self.outdated.append(Path(filepath))
 
     def remove_outdated(self) -> None:
-        """Remove them."""
+        """Remove the noted files."""
         while self.outdated:
             self.outdated.pop().unlink(missing_ok=True)
 
@@ -42,17 +42,17 @@ register_backend('sa_mmdet.atomic', AtomicBackend, force=True)
 class AtomicCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook for a training that may be killed at any moment.
 
-    A checkpoint takes its name only when it is on the disk, and the ones that it outdates
-    (``max_keep_ckpts``, ``save_best``) are removed after that: MMEngine writes in place, and
-    removes before it writes. A training with ``--resume`` goes on from the last whole checkpoint of
-    its folder, also where MMEngine's note of it (last_checkpoint) is missing or wrong.
+    A checkpoint gets its name only when it is on the disk. Only then are the checkpoints that it
+    outdates (``max_keep_ckpts``, ``save_best``) removed. MMEngine writes in place, and removes
+    before it writes. With ``--resume``, training resumes from the last whole checkpoint in its
+    folder, even if MMEngine's note of it (last_checkpoint) is missing or wrong.
 
-    Takes all options of CheckpointHook. Where ``out_dir`` or ``backend_args`` lead to a remote
-    storage, which has its own ways, files are written and removed as MMEngine does.
+    It takes all options of CheckpointHook. If ``out_dir`` or ``backend_args`` lead to remote
+    storage, files are written and removed as MMEngine does.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Correct the note that MMEngine resumes from, before it does."""
+        """Correct MMEngine's note of the last checkpoint before MMEngine resumes from it."""
         resumes_by_the_note = runner._resume and runner._load_from is None
         if resumes_by_the_note and self.out_dir is None and is_main_process():
             self._correct_note(runner)
@@ -89,8 +89,8 @@ class AtomicCheckpointHook(CheckpointHook):
         last = last_whole(note.parent, self.filename_tmpl)
         if last:
             write_atomically(note, str(last[1]))
-            runner.logger.warning(f'{found}: going on from {last[1]}')
+            runner.logger.warning(f'{found}: resuming from {last[1]}')
         else:
             note.unlink(missing_ok=True)
-            runner.logger.warning(f'{found}, and {note.parent} has no whole one: training starts '
-                                  'anew')
+            runner.logger.warning(f'{found}, and {note.parent} has no whole checkpoint: training '
+                                  'starts from the beginning')

@@ -5,19 +5,19 @@ from mmengine.runner import Runner
 
 @HOOKS.register_module()
 class InitialValidationHook(Hook):
-    """Validate before the first iteration too: what the initial weights are worth.
+    """Validate before the first iteration too, to measure the initial weights.
 
-    The metrics are logged as those of epoch 0. A resumed training begins in the same way, with the
-    epoch that it goes on after: the validation of that one may have been interrupted.
+    The metrics are logged for epoch 0. A resumed training also validates first, and logs the last
+    finished epoch, whose validation may have been interrupted.
 
     Raises:
-        ValueError: the config has no validation.
+        ValueError: the config has no validation loop.
     """
 
     priority = 'LOWEST'  # when the other hooks are ready
 
     def before_train(self, runner: Runner) -> None:
         if runner.val_loop is None:
-            raise ValueError('InitialValidationHook needs a validation: give val_dataloader, '
+            raise ValueError('InitialValidationHook needs a validation loop: give val_dataloader, '
                              'val_evaluator and val_cfg')
         runner.val_loop.run()

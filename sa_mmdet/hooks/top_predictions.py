@@ -11,16 +11,16 @@ from ..checkpoint.files import write_atomically
 
 @METRICS.register_module()  # the root registry: MMPretrain's own is optional
 class DumpTopPredictions(BaseMetric):
-    """Write the classes that a classifier of MMPretrain gives every image, for a later check.
+    """Write the classes that an MMPretrain classifier predicts for each image, for later checks.
 
-    The file is JSON: for each image 'image', its path below ``root``; 'label', its class; and
-    'classes', those with the highest scores, best first. A score of 0 counts as no prediction, as
-    it does for MMPretrain's ``Accuracy``.
+    The file is JSON and lists for each image: 'image', its path below ``root``; 'label', its class;
+    and 'classes', the classes with the highest scores, best first. A score of 0 counts as no
+    prediction, as in MMPretrain's ``Accuracy``.
 
     Args:
-        out_file: to write, as a whole or not at all.
-        root: folder of the images.
-        topk: classes for each image.
+        out_file: the file, which is written whole or not at all.
+        root: the folder of the images.
+        topk: the number of classes for each image.
     """
 
     def __init__(self, out_file: str, root: str, topk: int = 5):
@@ -40,7 +40,7 @@ class DumpTopPredictions(BaseMetric):
                 classes=[int(index) for index in classes[best > 0]]))
 
     def compute_metrics(self, results: list[dict]) -> dict:
-        """Write the file; no metric of its own."""
+        """Write the file. Return no metric."""
         self.out_file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.out_file, json.dumps(results))
         return {}

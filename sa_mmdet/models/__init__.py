@@ -1,4 +1,4 @@
-"""Attention layers, the backbones and necks that hold them, and weights for these."""
+"""Attention layers, backbones and necks with attention, and the conversion of weights."""
 from . import attention, backbones, loading, necks
 from .attention import *  # noqa: F403
 from .backbones import *  # noqa: F403

@@ -1,9 +1,9 @@
-"""Turn the weights of a plain ResNet into those of the same network with attention.
+"""Convert the weights of a plain ResNet for the same network with attention.
 
-At its neutral parameters an attention layer multiplies its input by one constant gate and, in the
-case of shuffle attention, permutes the channels. Both are undone in the layers before it, so that
-the network with attention computes the function of the one without, and its attention is free to
-learn from there. The algebra is in docs/weights.md.
+At its neutral parameters, an attention layer multiplies its input by one constant gate. Shuffle
+attention also permutes the channels. The conversion undoes both in the layers before the attention.
+The network with attention then computes the same function as the plain network, and its attention
+is free to learn from there. The algebra is in docs/weights.md.
 """
 from collections.abc import Iterable, Iterator, MutableMapping
 
@@ -17,7 +17,7 @@ StateDict = MutableMapping[str, Tensor]
 
 
 class ConversionError(ValueError):
-    """A checkpoint cannot be converted for a network; the message says why."""
+    """Raised if a checkpoint cannot be converted for a network. The message says why."""
 
 
 def listed(names: Iterable, most: int = 3) -> str:
@@ -28,7 +28,7 @@ def listed(names: Iterable, most: int = 3) -> str:
 
 
 def is_deployed(keys: Iterable[str]) -> bool:
-    """Return whether a state dict is of a deployed network: only there conv3 has a bias."""
+    """Return whether a state dict is from a deployed network. Only there, conv3 has a bias."""
     return any(key.endswith('.conv3.bias') for key in keys)
 
 
@@ -39,7 +39,7 @@ def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, 
         (the block's prefix in the state dict, the block, the name of its attention layer)
 
     Raises:
-        ConversionError: an attention layer is elsewhere than first after conv3.
+        ConversionError: an attention layer is not the first plugin after conv3.
     """
     for name, block in model.named_modules():
         if not isinstance(block, Bottleneck):
@@ -50,7 +50,7 @@ def attention_blocks(model: nn.Module, prefix: str = '') -> Iterator[tuple[str, 
         if getattr(block, 'after_conv3_plugin_names', [])[:1] != layers:
             raise ConversionError(
                 f'{prefix}{name} holds the attention {layers}: weights can be converted only for '
-                'one layer, the first of the plugins after conv3')
+                'one layer, the first plugin after conv3')
         yield f'{prefix}{name}.' if name else prefix, block, layers[0]
 
 
@@ -59,16 +59,16 @@ def convert_state_dict(model: nn.Module, state_dict: StateDict, prefix: str = ''
 
     Args:
         model: the network with attention.
-        state_dict: weights of the same network without; the tensors themselves are not written.
-        prefix: of ``model`` in ``state_dict``, such as 'backbone.'.
+        state_dict: weights of the same network without attention. Its tensors do not change.
+        prefix: prefix of ``model`` in ``state_dict``, such as 'backbone.'.
 
     Returns:
-        The number of bottlenecks converted: all of them, or 0 where ``state_dict`` has the
-        attention's parameters already, or nothing of these bottlenecks.
+        The number of bottlenecks converted: all of them, or 0 if ``state_dict`` already has the
+        attention's parameters or has nothing of these bottlenecks.
 
     Raises:
-        ConversionError: ``state_dict`` holds a part of the attention's parameters or of the
-            bottlenecks, parameters of another attention, weights of other shapes, or the network
+        ConversionError: ``state_dict`` has only a part of the attention's parameters or of the
+            bottlenecks, parameters of another attention, or weights of other shapes. Or the network
             cannot be converted exactly.
     """
     blocks = list(attention_blocks(model, prefix))
@@ -93,13 +93,13 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
     if len(missing_attention) < len(attention):
         raise ConversionError(
             f'the checkpoint has {len(attention) - len(missing_attention)} of the '
-            f"{len(attention)} parameters of the network's attention. Missing are "
+            f"{len(attention)} parameters of the network's attention. Missing: "
             f'{listed(missing_attention)}. {_remedy_for_missing(missing_attention)}')
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
-            f"{len(convolutions)} bottlenecks of the network: it is of another depth. Missing are "
-            f'{listed(missing)}')
+            f"{len(convolutions)} bottlenecks of the network. Missing: {listed(missing)}. Give one "
+            'of the same depth')
     return True
 
 
@@ -109,13 +109,13 @@ def _check_no_others(blocks: list, state_dict: StateDict) -> None:
         others = [key for key in state_dict
                   if key.startswith(prefix) and key.removeprefix(prefix) not in known]
         if others:
-            raise ConversionError(f'the checkpoint has {listed(others)}, of which the network '
-                                  f'knows nothing: {_remedy(others)}')
+            raise ConversionError(f'the checkpoint has {listed(others)}, which the network does '
+                                  f'not have. {_remedy(others)}')
 
 
 def _remedy_for_missing(missing: list[str]) -> str:
     if _are_biases_of_se(missing):
-        return ('It is of SE without biases: give the network none either, by --cfg-options '
+        return ('It is from SE without biases. Give the network none either: --cfg-options '
                 'model.backbone.attention.bias=False')
     return 'Give one with all of them, or with none'
 
@@ -126,11 +126,11 @@ def _are_biases_of_se(keys: list[str]) -> bool:
 
 def _remedy(others: list[str]) -> str:
     if is_deployed(others):
-        return 'it is deployed. Build the backbone with deploy=True'
+        return 'It is deployed. Build the backbone with deploy=True'
     if _are_biases_of_se(others):
-        return ('it is of SE with biases. Give the network them too: --cfg-options '
+        return ('It is from SE with biases. Give the network biases too: --cfg-options '
                 'model.backbone.attention.bias=True')
-    return 'is it of another attention?'
+    return 'Did you give one with another attention?'
 
 
 def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDict) -> None:

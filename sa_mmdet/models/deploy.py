@@ -1,7 +1,7 @@
-"""Trained networks as they are deployed: batch norms folded, the channel shuffle absorbed.
+"""Deploy trained networks: fold the batch norms and absorb the channel shuffle.
 
-What shuffle attention permutes after conv3, conv3 may as well compute in that order; then every
-channel is gated where it stands, by parameters of its own. The algebra is in docs/deploy.md.
+Shuffle attention permutes the channels after conv3. conv3 can compute them in that order itself.
+Then every channel is gated in place, by parameters of its own. The algebra is in docs/deploy.md.
 """
 import copy
 from collections.abc import Callable
@@ -21,31 +21,31 @@ from .gated_conv import GatedConv2d
 
 
 def for_deployment(model: nn.Module) -> nn.Module:
-    """Return a network of the same function in evaluation mode, made to be deployed.
+    """Return a copy of a network for deployment, with the same function in evaluation mode.
 
-    In every ResNet in it (``SAResNet``, and whatever MMDetection derives from ResNet, with the
-    attention as a plugin) batch norms are folded into the convolutions before them, and where
-    shuffle attention follows conv3 the two become one ``GatedConv2d``, without shuffle, split,
+    It covers every ResNet in the network: ``SAResNet``, and MMDetection's subclasses of ResNet with
+    the attention as a plugin. Batch norms are folded into the convolutions before them. If shuffle
+    attention follows conv3, the two become one ``GatedConv2d``, without shuffle, split,
     concatenation, reshape or transpose. Nothing outside the bottlenecks changes, and other
-    attention stays as it is.
+    attention stays the same.
 
     Args:
-        model: a trained backbone or detector, which is left as it is.
+        model: a trained backbone or detector, which does not change.
 
     Returns:
-        A copy, whose parameters want no gradients.
+        A copy whose parameters need no gradients.
 
     Raises:
-        ConversionError: attention cannot be absorbed: its F_c is not a scale and shift, bn3 is no
-            batch norm, or conv3 no plain convolution; the message names it.
-        ValueError: there is no ResNet in the model.
+        ConversionError: attention cannot be absorbed, as its F_c is not a scale and shift, bn3 is
+            not a batch norm, or conv3 is not a plain convolution. The message names the module.
+        ValueError: the model has no ResNet.
     """
     model = copy.deepcopy(model)
     model.eval()
     networks = [(name, module) for name, module in model.named_modules()
                 if isinstance(module, ResNet)]
     if not networks:
-        raise ValueError(f'{type(model).__name__} has no ResNet, whose bottlenecks could be '
+        raise ValueError(f'{type(model).__name__} has no ResNet, whose bottlenecks can be '
                          'deployed: give a backbone or a detector with one')
     for name, network in networks:
         deploy_backbone(network, f'{name}.' if name else '')
@@ -57,7 +57,7 @@ def deploy_backbone(backbone: nn.Module, prefix: str = '') -> None:
 
     Args:
         backbone: in evaluation mode.
-        prefix: before the names in messages, such as 'backbone.'.
+        prefix: prefix of the names in messages, such as 'backbone.'.
     """
     blocks = []
     for name, block in backbone.named_modules():
@@ -80,12 +80,12 @@ def _check(name: str, block: Bottleneck, attention: ShuffleAttention) -> None:
     if attention.fc != 'affine':
         raise ConversionError(
             f"{name}.{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
-            'the paper\'s, can be absorbed; export the network as it is')
+            "the paper's, can be absorbed. Use the network without deploying it")
     if not _is_foldable(conv, norm):
         unfit = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
         raise ConversionError(
-            f'{name}.{unfit} is {type(getattr(block, unfit)).__name__}: shuffle attention is '
-            'absorbed by a plain convolution with a batch norm; export the network as it is')
+            f'{name}.{unfit} is {type(getattr(block, unfit)).__name__}: only a plain convolution '
+            'with batch norm can absorb shuffle attention. Use the network without deploying it')
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
@@ -94,7 +94,7 @@ def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
 
 
 def _fold_batch_norms(network: nn.Module) -> None:
-    """Fold the batch norms of the stem, the bottlenecks and their down-samplings."""
+    """Fold the batch norms of the stem, the bottlenecks and their downsampling branches."""
     for module in list(network.modules()):
         if not isinstance(module, (ResNet, BasicBlock, Bottleneck, nn.Sequential)):
             continue
@@ -107,11 +107,11 @@ def _fold_batch_norms(network: nn.Module) -> None:
 
 
 def deploy_on_load(backbone: nn.Module, build: Callable[[], nn.Module]) -> None:
-    """Let a deployed backbone deploy the weights of the one that was trained, when it loads them.
+    """Make a deployed backbone deploy trained weights when it loads them.
 
     Args:
-        backbone: as ``deploy_backbone`` leaves it.
-        build: returns the backbone as it was trained.
+        backbone: a backbone after ``deploy_backbone``.
+        build: returns the trained backbone's network.
     """
     backbone._register_load_state_dict_pre_hook(partial(_deploy_weights, build))
 
@@ -121,14 +121,14 @@ def _deploy_weights(build: Callable[[], nn.Module], state_dict: StateDict, prefi
            if key.startswith(prefix)}
     if is_deployed(own) or not any(key.startswith('layer') for key in own):
         return
-    with torch.random.fork_rng(devices=[]):  # building draws numbers
-        trained = build().double()  # one rounding, when the network copies the result
+    with torch.random.fork_rng(devices=[]):  # building draws random numbers
+        trained = build().double()  # rounds once, when the network copies the result
         missing, unexpected = trained.load_state_dict(own, strict=False)
         missing = [key for key in missing if not key.endswith('num_batches_tracked')]
         if missing:
             raise ConversionError(
-                f'the checkpoint lacks {listed(missing)} of the trained backbone: give the weights '
-                'of one like it, or what convert_checkpoint.py --deploy wrote')
+                f'the checkpoint lacks {listed(missing)} of the trained backbone: give weights of '
+                'the same backbone, or a file that convert_checkpoint.py --deploy wrote')
         deploy_backbone(trained.eval())
     for key in own.keys() - set(unexpected):
         del state_dict[prefix + key]

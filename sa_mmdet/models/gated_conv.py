@@ -1,4 +1,4 @@
-"""Shuffle attention as a part of the convolution before it."""
+"""Shuffle attention as part of the convolution before it."""
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +9,16 @@ from .attention import ShuffleAttention
 
 def absorb(weight: Tensor, bias: Tensor, center: Tensor | None, attention: ShuffleAttention
            ) -> tuple[Tensor, Tensor, ChannelParameters]:
-    """Return a 1x1 convolution whose channels stand in the order that the attention leaves.
+    """Return a 1x1 convolution with its channels in the order that the attention leaves.
 
     Args:
-        weight, bias: of the convolution before the attention, (C, in_channels, 1, 1) and (C,).
-        center: (C,), about the mean of each channel, which the bias leaves to ``gate``; None for 0.
-        attention: with F_c a scale and shift (``fc='affine'``).
+        weight, bias: (C, in_channels, 1, 1) and (C,), of the convolution before the attention.
+        center: (C,), roughly the mean of each channel. The bias leaves it to ``gate``. None for 0.
+        attention: a layer whose F_c is a scale and shift (``fc='affine'``).
 
     Returns:
         Weight and bias with their rows in that order, and the attention's parameters for each
-        channel: what ``gate`` makes of the convolution is what the attention made of it.
+        channel. ``gate`` then makes of the new convolution what the attention makes of the old.
     """
     p = attention.cweight.numel()
     slope, constant = attention.sweight.flatten(), attention.sbias.flatten()
@@ -43,14 +43,14 @@ def _shuffled(x: Tensor) -> Tensor:
 
 
 class GatedConv2d(nn.Conv2d):
-    """A 1x1 convolution with shuffle attention after it, in the order that the shuffle leaves.
+    """A 1x1 convolution and shuffle attention, in the channel order that the shuffle leaves.
 
-    It is ``gate`` of the convolution's result. Beside ``weight`` and ``bias`` it has the parameters
-    of that, ``slope``, ``of_mean``, ``constant`` and ``center``, each (C,).
+    It applies ``gate`` to the convolution's output. Besides ``weight`` and ``bias``, it has the
+    parameters of ``gate``: ``slope``, ``of_mean``, ``constant`` and ``center``, each (C,).
 
     Args:
-        in_channels, out_channels: of the convolution.
-        eps: as of ``gate``.
+        in_channels, out_channels: channels of the convolution.
+        eps: as for ``gate``.
     """
 
     def __init__(self, in_channels: int, out_channels: int, eps: float | None):
@@ -60,11 +60,11 @@ class GatedConv2d(nn.Conv2d):
         self.of_mean = nn.Parameter(torch.zeros(out_channels))
         self.constant = nn.Parameter(torch.zeros(out_channels))
         self.center = nn.Parameter(torch.zeros(out_channels))
-        if eps is None:  # so that weights of the one are not taken for those of the other
+        if eps is None:  # keeps it from loading a normalised layer's weights
             self.register_buffer('unnormalised', torch.tensor(True))
 
     def forward(self, x: Tensor, identity: Tensor | None = None) -> Tensor:
-        """Return y, and with an identity of its shape that added and a ReLU.
+        """Return the gated convolution. With an identity, add it and apply a ReLU.
 
         Args:
             x: (N, in_channels, H, W).
@@ -77,16 +77,16 @@ class GatedConv2d(nn.Conv2d):
 
     @property
     def channel_parameters(self) -> ChannelParameters:
-        """The parameters of ``gate``."""
+        """The parameters that ``gate`` takes."""
         return self.slope, self.of_mean, self.constant, self.center
 
     @classmethod
     @torch.no_grad()
     def absorbing(cls, conv: nn.Conv2d, center: Tensor | None, attention: ShuffleAttention
                   ) -> 'GatedConv2d':
-        """Return a 1x1 convolution with bias and the attention that follows it as one.
+        """Merge a 1x1 convolution with bias and the attention that follows it.
 
-        The arguments are those of ``absorb``.
+        ``center`` and ``attention`` are as for ``absorb``.
         """
         assert conv.bias is not None
         gated = cls(conv.in_channels, conv.out_channels,

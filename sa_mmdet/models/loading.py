@@ -1,8 +1,8 @@
-"""Weights of a network without attention are converted when one with attention loads them.
+"""Convert the weights of a network without attention when one with attention loads them.
 
-A module cannot see the weights of those beside it. So the backbone around the attention, and the
-list of necks around ``FeatureAttention``, get a hook that runs before they load anything; by
-PyTorch's own hook for modules that become a part of another, whoever builds them.
+A module cannot see the weights of its siblings. So the backbone around the attention, and the list
+of necks around ``FeatureAttention``, get a hook that runs before they load anything. PyTorch's own
+hook for registering submodules adds it, whoever builds them.
 """
 import logging
 from collections.abc import Callable
@@ -20,12 +20,12 @@ from .necks.insert import insert_among_children
 
 
 def convert_weights_on_load() -> None:
-    """Have every module that is built from now on convert what it loads."""
+    """Make every module that is built from now on convert what it loads."""
     register_module_module_registration_hook(_watch)
 
 
 def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    """Let ``parent``, of which ``child`` becomes a part, convert plain weights that it loads.
+    """Make ``parent`` convert plain weights that it loads if ``child`` needs it.
 
     PyTorch does not call this for ``nn.Sequential.insert`` and ``nn.ModuleList.insert``.
     """
@@ -52,20 +52,20 @@ def _convert_bottlenecks(backbone: ResNet, state_dict: StateDict, prefix: str, *
         if is_own:
             raise
         if _is_of_another(backbone, state_dict, prefix):  # a plugin's backbone has no switch
-            print_log(f'The weights of {prefix.removesuffix(".") or "the backbone"} are loaded as '
-                      f'they are, and {type(backbone).__name__} does not compute what they were '
-                      f'trained for: {error}', logger='current', level=logging.WARNING)
+            print_log(f'The weights of {prefix.removesuffix(".") or "the backbone"} are loaded '
+                      f'without conversion. {type(backbone).__name__} does not compute what they '
+                      f'were trained for: {error}', logger='current', level=logging.WARNING)
         return
     if converted:
         switch = ' (convert_weights=False turns this off)' if is_own else ''
         print_log(
-            f'The checkpoint is of a network without attention: its {converted} bottlenecks were '
+            f'The checkpoint is from a network without attention. Its {converted} bottlenecks were '
             f'converted, so that {type(backbone).__name__} computes the same function{switch}.',
             logger='current')
 
 
 def _is_of_another(backbone: nn.Module, state_dict: StateDict, prefix: str) -> bool:
-    """Return whether there are weights of a backbone, without all parameters of this attention."""
+    """Return whether there are weights of a backbone, but not all of this attention's."""
     attention = {f'{prefix}{name}.{key}' for name, layer in backbone.named_modules()
                  if isinstance(layer, AttentionLayer) for key in layer.state_dict()}
     return any(key.startswith(f'{prefix}layer') for key in state_dict) and not (
@@ -74,5 +74,5 @@ def _is_of_another(backbone: nn.Module, state_dict: StateDict, prefix: str) -> b
 
 def _insert_feature_attention(parent: nn.Module, state_dict: StateDict, prefix: str, *_) -> None:
     if insert_among_children(parent, state_dict, prefix):
-        print_log('The checkpoint is of a detector without FeatureAttention, which starts as the '
-                  'identity: the detections are the same.', logger='current')
+        print_log('The checkpoint is from a detector without FeatureAttention, which starts as the '
+                  'identity. The detections are the same.', logger='current')

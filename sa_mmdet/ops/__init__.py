@@ -1,4 +1,4 @@
-"""The operator: shuffle attention, alone or with what surrounds it in a bottleneck."""
+"""The operator: shuffle attention, alone or fused with what surrounds it in a bottleneck."""
 from .dispatch import forget_choices, implementations
 from .functional import bottleneck_tail, fused_bn_sa_add_relu, shuffle_attention
 from .reference import (

@@ -1,7 +1,7 @@
 """The C++ implementation (csrc/): float32, float64, bfloat16 and float16 on CPU.
 
-There is a library for each instruction set, ``_cpu_<capability>.so``, which setup.py builds.
-Loading one registers ``torch.ops.sa_mmdet.shuffle_attention_{forward,backward,gate}_<capability>``.
+setup.py builds a library for each instruction set, ``_cpu_<capability>.so``. Loading it registers
+``torch.ops.sa_mmdet.shuffle_attention_{forward,backward,gate}_<capability>``.
 """
 from collections.abc import Callable
 from functools import cache
@@ -14,21 +14,21 @@ from .reference import BatchNorm, ChannelParameters, Parameters
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
-# by what they need, the most first
+# the most demanding first
 CAPABILITIES = ('avx512', 'avx2', 'default')
 
-REMEDY = ('Install sa_mmdet where torch and a C++ compiler are, by `SA_MMDET_BUILD=1 pip '
-          'install --no-build-isolation --no-deps -e .`, which shows what fails.')
+REMEDY = ('Install torch and a C++ compiler, then run `SA_MMDET_BUILD=1 pip install '
+          '--no-build-isolation --no-deps -e .`, which shows what fails.')
 
 
 def library(name: str) -> Path:
-    """Return the file that a capability is compiled to; it exists where it was built."""
+    """Return the path of a capability's library, which only exists if it was built."""
     return Path(__file__).with_name(f'_cpu_{name}.so')
 
 
 @cache
 def capability() -> tuple[str | None, str | None]:
-    """Return the capability whose library was loaded, or else the reason why none was."""
+    """Return the capability whose library was loaded, or else why none was."""
     supported = torch.backends.cpu.get_cpu_capability().lower()
     first = CAPABILITIES.index(supported) if supported in CAPABILITIES else -1
     for name in CAPABILITIES[first:]:
@@ -37,20 +37,20 @@ def capability() -> tuple[str | None, str | None]:
             try:
                 torch.ops.load_library(file)
             except OSError as error:
-                return None, (f'{file.name} does not load, it was probably built for another torch '
-                              f'than {torch.__version__}: {error.__cause__ or error}. '
+                return None, (f'{file.name} does not load: {error.__cause__ or error}. It was '
+                              f'probably built for another torch than {torch.__version__}. '
                               f'{REMEDY}')
             return name, None
     return None, f'the C++ operator has not been built. {REMEDY}'
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Return why this implementation cannot be used, None if that is not known."""
+    """Return why this implementation cannot be used, or None if no reason is known."""
     return capability()[1]
 
 
 def takes_device(device: torch.device) -> bool:
-    """Return whether tensors of a device are computed here."""
+    """Return whether this implementation takes tensors on a device."""
     return device.type == 'cpu'
 
 
@@ -72,7 +72,7 @@ def operators_of(name: str) -> tuple[Callable, Callable, Callable]:
 def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
             parameters: Parameters, groups: int, eps: float, bn_eps: float
             ) -> tuple[Tensor, Tensor]:
-    """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
+    """Compute what ``reference.forward`` does. A batch norm needs an identity."""
     return operators()[0](z, identity, batch_norm or [], parameters, groups, eps, bn_eps)
 
 
@@ -86,6 +86,6 @@ def backward(
 
 
 def gate_(z: Tensor, identity: Tensor | None, parameters: ChannelParameters, eps: float) -> Tensor:
-    """Write over ``z``, and return it, what ``sa_mmdet.ops.absorbed.gate`` makes of it."""
+    """Overwrite ``z`` with what ``sa_mmdet.ops.absorbed.gate`` makes of it, and return it."""
     operators()[2](z, identity, parameters, eps)
     return z

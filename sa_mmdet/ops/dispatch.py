@@ -1,4 +1,4 @@
-"""Which implementation computes: decided once for each device and dtype, then remembered."""
+"""Choose the implementation, once for each device and dtype, and remember the choice."""
 import importlib
 import math
 import os
@@ -18,7 +18,7 @@ ENVIRONMENT_VARIABLE = 'SA_MMDET_OPS'
 IMPLEMENTATIONS = {'reference': 'reference', 'cpu': 'cpp', 'triton': 'triton_launch'}  # modules
 BY_DEVICE = {'cpu': 'cpu', 'cuda': 'triton'}
 
-# What registers the operator came with torch 2.4.
+# torch 2.4 brought what registers the operator.
 HAS_OPERATOR = hasattr(torch.library, 'register_autograd')
 
 _chosen: dict[tuple[str | None, torch.device, torch.dtype], ModuleType] = {}
@@ -30,23 +30,23 @@ _lock = threading.RLock()
 def implementations() -> dict[str, str | None]:
     """Return the implementations of ``shuffle_attention``, each with why it cannot be used here.
 
-    The reason is None where it can, which is tried out: 'reference' is PyTorch's own operators, for
-    every device and floating dtype; 'cpu' is C++, for CPU tensors in float32, float64, bfloat16 and
-    float16; 'triton' is for CUDA tensors in float32, bfloat16 and float16.
+    The reason is None if a trial succeeds. 'reference' is PyTorch's own operators, for every device
+    and floating dtype. 'cpu' is C++, for CPU tensors in float32, float64, bfloat16 and float16.
+    'triton' is for CUDA tensors in float32, bfloat16 and float16.
     """
     return {'reference': None, 'cpu': problem('cpu', torch.device('cpu')),
             'triton': problem('triton', module_of('triton').device())}
 
 
 def module_of(name: str) -> ModuleType:
-    """Return an implementation by its name; it is imported when it is first asked for."""
+    """Import an implementation by its name and return it."""
     return importlib.import_module(f'.{IMPLEMENTATIONS[name]}', __package__)
 
 
 def forget_choices() -> None:
-    """Choose, and try out, anew from the next call on.
+    """Choose implementations, and try them out, again from the next call on.
 
-    For a running process in which ``SA_MMDET_OPS`` changed, or what was missing has been installed.
+    Call it in a running process after you change ``SA_MMDET_OPS`` or install what was missing.
     """
     for remembered in (_chosen, _problems, _warned):
         remembered.clear()
@@ -55,16 +55,16 @@ def forget_choices() -> None:
 def choose(x: Tensor, implementation: str | None = None) -> ModuleType:
     """Return the implementation for ``x``: the forced one, else its device's, else the reference.
 
-    Where the device's own cannot be used, that is told once, by a warning.
+    If the device's own cannot be used, a warning says so once.
 
     Args:
-        x: the input; only its device and dtype matter.
-        implementation: a name that forces one; None leaves it to the environment variable
-            SA_MMDET_OPS, and without that to ``x``.
+        x: the input. Only its device and dtype matter.
+        implementation: the name of the implementation to force. None takes the name from the
+            environment variable SA_MMDET_OPS. If that is unset, ``x`` decides.
 
     Raises:
-        ValueError: there is no implementation of that name.
-        RuntimeError: the forced implementation cannot be used here, or not for ``x``.
+        ValueError: there is no implementation with that name.
+        RuntimeError: the forced implementation cannot be used here, or cannot be used for ``x``.
     """
     key = implementation, x.device, x.dtype
     if key not in _chosen:
@@ -74,26 +74,25 @@ def choose(x: Tensor, implementation: str | None = None) -> ModuleType:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether ``x`` has no sizes that Python could decide on: torch.fx and torch.jit.trace.
-    """
+    """Return whether torch.fx or torch.jit.trace traces ``x``, whose sizes Python cannot see."""
     return isinstance(x, torch.fx.Proxy) or torch.jit.is_tracing()
 
 
 def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
-    """Return what computes ``x`` at once, or None for the operator of torch.library.
+    """Return what computes ``x`` directly, or None for the operator of torch.library.
 
-    PyTorch's compilers, torch.fx, modes and subclasses are to see that operator; torch.jit.trace,
-    ONNX export, torch.func and forward mode differentiation see the operators of the reference.
+    PyTorch's compilers, torch.fx, modes and subclasses must see that operator. torch.jit.trace,
+    ONNX export, torch.func and forward-mode differentiation see the reference's operators.
 
     Raises:
-        ValueError, RuntimeError: as ``choose``.
+        ValueError, RuntimeError: as for ``choose``.
     """
     if torch.compiler.is_compiling() or isinstance(x, torch.fx.Proxy):
         return None if HAS_OPERATOR and not torch.onnx.is_in_onnx_export() else reference
     if (torch._C._get_tracing_state() is not None or x.is_meta
             or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return reference
-    # first without a call: once for each block of a network
+    # looked up without a call at first, as every block of a network does it
     chosen = _chosen.get((implementation, x.device, x.dtype)) or choose(x, implementation)
     if chosen is not reference and (torch._C._len_torch_dispatch_stack()
                                     or type(x) not in (Tensor, torch.nn.Parameter)):
@@ -102,22 +101,22 @@ def route(x: Tensor, implementation: str | None = None) -> ModuleType | None:
 
 
 def problem(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Return why a fused implementation cannot be used, None if it can: once, it is tried out.
+    """Return why a fused implementation cannot be used, or None. The first call tries it out.
 
     Args:
         name: 'cpu' or 'triton'.
-        device, dtype: of tensors that it takes.
+        device, dtype: device and dtype of tensors that it takes.
 
     Raises:
         torch.OutOfMemoryError: there is no memory to try it out.
-        RuntimeError: a CUDA graph is being captured, in which nothing can be tried.
+        RuntimeError: a CUDA graph is being captured, which allows no trial.
     """
     with _lock:
         key = name, device, dtype
         if key not in _problems:
             module = module_of(name)
             _problems[key] = (
-                f'it needs torch >= 2.4, this is {torch.__version__}.' if not HAS_OPERATOR else
+                f'it needs torch >= 2.4, found {torch.__version__}.' if not HAS_OPERATOR else
                 module.unavailable(device) or _failure(module, device, dtype))
         return _problems[key]
 
@@ -133,49 +132,50 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
         reason = problem(fused, device, dtype)
         if reason and (fused, device) not in _warned:
             warnings.warn(
-                f"on {device} sa_mmdet computes by PyTorch's own operators, several times slower: "
-                f'{reason} {ENVIRONMENT_VARIABLE}=reference in the environment chooses them '
-                'without this warning.', RuntimeWarning, stacklevel=2)
+                f"on {device} sa_mmdet computes with PyTorch's own operators, several times "
+                f'slower: {reason} To use them without this warning, set '
+                f'{ENVIRONMENT_VARIABLE}=reference in the environment.', RuntimeWarning,
+                stacklevel=2)
             _warned.add((fused, device))
         return reference if reason else module_of(fused)
     if name not in IMPLEMENTATIONS:
-        raise ValueError(f'{source}={name!r} is no implementation of shuffle attention: use one of '
-                         f'{", ".join(IMPLEMENTATIONS)}')
+        raise ValueError(f'{source}={name!r} is not an implementation of shuffle attention: use '
+                         f'one of {", ".join(IMPLEMENTATIONS)}')
     module = module_of(name)
     if module is reference:
         return module
     what = (f'on {device}' if not module.takes_device(device) else
             f'in {dtype}' if dtype not in module.DTYPES else None)
-    refusal = (f'it does not compute {what}; without the name one is chosen for the tensor' if what
-               else problem(name, device, dtype))
+    refusal = (f'it does not compute {what}. Without it, sa_mmdet chooses one for the tensor'
+               if what else problem(name, device, dtype))
     if refusal:
         raise RuntimeError(f'{source}={name!r} cannot be used: {refusal}')
     return module
 
 
 def _failure(module: ModuleType, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Compute a small case and compare it with the reference: what goes wrong, if anything."""
+    """Compute a small case, compare it with the reference, and return what is wrong, or None."""
     if device.type == 'cuda' and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError('the first use of sa_mmdet on a device is tried out, which a CUDA graph '
-                           'cannot capture: call the network once before the capture')
+        raise RuntimeError('sa_mmdet tries itself out on its first use on a device, which a CUDA '
+                           'graph cannot capture: call the network once before the capture')
     try:
         with _undisturbed(device):
             largest = max(_largest_error(module, device, dtype, layout)
                           for layout in (torch.contiguous_format, torch.channels_last))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler, a linker, a driver: whatever is missing raises its own
+    except Exception as error:  # a missing compiler, linker or driver: each raises its own error
         return (f'it was tried out and failed: {type(error).__name__}: '
                 f'{" ".join(str(error).split())[:500]} {module.REMEDY}')
     if largest < max(1e-3, 4 * torch.finfo(dtype).eps):
         return None
-    return (f'it was tried out and gave wrong numbers, off by {largest:.1g} of the largest: please '
+    return (f'it was tried out and gave wrong numbers, off by {largest:.1g} of the largest. Please '
             'report it.')
 
 
 @contextmanager
 def _undisturbed(device: torch.device):
-    """What the user's code has set up for its own tensors is not meant for the trial."""
+    """Hide from the trial what the user's code has set up for its own tensors."""
     debug = torch.cuda.get_sync_debug_mode() if device.type == 'cuda' else 0
     with (_disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad(),
           torch.autocast(device.type, enabled=False)):
@@ -190,9 +190,9 @@ def _undisturbed(device: torch.device):
 
 def _largest_error(module: ModuleType, device: torch.device, dtype: torch.dtype,
                    layout: torch.memory_format) -> float:
-    """Return the largest error, relative, of a forward and backward pass; infinity for a NaN."""
+    """Return the largest relative error of a forward and backward pass, or infinity for a NaN."""
     def some(*shape: int, by: float) -> Tensor:
-        """Return numbers in (-1, 1), without drawing any: random numbers are the user's."""
+        """Return numbers in (-1, 1), without drawing any from the user's generators."""
         count = torch.Size(shape).numel()
         return torch.arange(count, device=device).mul(by).sin().float().view(shape)
 

@@ -22,38 +22,39 @@ def shuffle_attention(
         x: Tensor, cweight: Tensor, cbias: Tensor, sweight: Tensor, sbias: Tensor,
         gn_weight: Tensor, gn_bias: Tensor, groups: int, eps: float = 1e-5,
         implementation: str | None = None) -> Tensor:
-    """Shuffle attention (Zhang & Yang, arXiv 2102.00240, section 3) by a fused implementation.
+    """Apply shuffle attention (Zhang & Yang, arXiv 2102.00240, section 3), fused if possible.
 
-    As ``shuffle_attention_reference`` without its ablations, at the price of a copy: the backward
-    pass keeps ``x`` and two numbers for each of its planes. Where a fused implementation takes
-    ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the one
-    operator ``torch.ops.sa_mmdet.shuffle_attention``; otherwise, and on the meta device, in
-    torch.jit.trace, torch.func and ONNX export, it is PyTorch's own operators. So is double
-    backward, and forward mode differentiation.
+    It computes ``shuffle_attention_reference`` without the ablations, at the price of a copy. The
+    backward pass keeps ``x`` and two numbers for each of its planes. If a fused implementation
+    takes ``x`` (see ``implementations``), and always in torch.compile and torch.export, it is the
+    single operator ``torch.ops.sa_mmdet.shuffle_attention``. Otherwise it is PyTorch's own
+    operators. They also serve the meta device, torch.jit.trace, torch.func, ONNX export, double
+    backward and forward-mode differentiation.
 
-    Every plane (n, c) is computed by itself: a NaN or an infinity may make the whole of its plane
-    NaN, in the output and in the gradient of ``x``, but no other; the gradients of the parameters
-    that the plane is multiplied with or shifted by become NaN too. In float32 and bfloat16 values
-    up to 1e15 are safe: beyond, their squares or the sums of these can leave float32.
+    Every plane (n, c) is computed by itself. A NaN or an infinity may turn its whole plane into
+    NaN, in the output and in the gradient of ``x``, but no other plane. The gradients of the
+    parameters that scale or shift the plane become NaN too. In float32 and bfloat16, values up to
+    1e15 are safe. Beyond that, their squares, or sums of squares, can overflow float32.
 
     Args:
-        x: (N, C, H, W), floating point, C divisible by 2 * groups, N may be 0, H and W not; any
-            strides, contiguous and channels_last are the fast ones.
+        x: (N, C, H, W), floating point, with C divisible by 2 * groups. N may be 0, H and W not.
+            Any strides work. Contiguous and channels_last are the fast layouts.
         cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
         gn_weight, gn_bias: (p,).
         groups: number of groups.
         eps: added to the variance.
         implementation: 'reference', 'cpu' or 'triton' forces one, as does the environment variable
-            SA_MMDET_OPS (``forget_choices`` after a change); None chooses by ``x``.
+            SA_MMDET_OPS (call ``forget_choices`` after a change). None chooses one for ``x``.
 
     Returns:
         (N, C, H, W) in the dtype of ``x``, channels_last if ``x`` is and the operator computes it.
 
     Raises:
-        TypeError: ``x`` or a parameter is no tensor of a floating dtype, or ``groups`` no integer.
-        ValueError: ``implementation`` is none of the three, C is not divisible by 2 * groups, H or
-            W is 0, or a parameter has not p values or is on another device than ``x``.
-        RuntimeError: the forced implementation cannot be used, or not for ``x``.
+        TypeError: ``x`` or a parameter is not a floating-point tensor, or ``groups`` is not an
+            integer.
+        ValueError: ``implementation`` is not one of the three, C is not divisible by 2 * groups, H
+            or W is 0, or a parameter does not have p values or is on another device than ``x``.
+        RuntimeError: the forced implementation cannot be used here, or cannot be used for ``x``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
     if not is_traced(x):
@@ -66,19 +67,19 @@ def fused_bn_sa_add_relu(
         z: Tensor, identity: Tensor, batch_norm: BatchNorm | None, cweight: Tensor, cbias: Tensor,
         sweight: Tensor, sbias: Tensor, gn_weight: Tensor, gn_bias: Tensor, groups: int,
         eps: float = 1e-5, bn_eps: float = 1e-5, implementation: str | None = None) -> Tensor:
-    """ReLU(shuffle_attention(batch_norm(z)) + identity), with frozen statistics of the batch norm.
+    """Return ReLU(shuffle_attention(batch_norm(z)) + identity), with frozen batch norm statistics.
 
-    The end of SA-Net's bottleneck (Zhang & Yang, arXiv 2102.00240, section 3, in the place that
-    section 4 gives it) in two reads and one write; the backward pass keeps ``z``, the output and
-    two numbers for each plane. Computed, compiled, exported and differentiated twice as
-    ``shuffle_attention`` is, by the same operator. In 16 bits only the result is rounded, where the
-    sequence of layers rounds after each.
+    This is the end of SA-Net's bottleneck (Zhang & Yang, arXiv 2102.00240, section 3, placed as in
+    section 4) in two reads and one write. The backward pass keeps ``z``, the output and two numbers
+    for each plane. The same operator as for ``shuffle_attention`` computes it, and it can be
+    compiled, exported and differentiated twice in the same way. In 16 bits only the result is
+    rounded, while a sequence of layers rounds after each layer.
 
     Args:
-        z: (N, C, H, W), the output of conv3, floating point, C divisible by 2 * groups.
-        identity: what is added, of the shape, dtype and device of ``z``.
-        batch_norm: (C,) weight, bias, running mean and running variance, any floating dtype; None
-            for none. The running statistics get no gradient.
+        z: (N, C, H, W), the output of conv3, floating point, with C divisible by 2 * groups.
+        identity: the tensor to add, with the shape, dtype and device of ``z``.
+        batch_norm: weight, bias, running mean and running variance, each (C,), any floating dtype.
+            None for no batch norm. The running statistics get no gradient.
         cweight, cbias, sweight, sbias: (1, p, 1, 1) with p = C / (2 * groups), any floating dtype.
         gn_weight, gn_bias: (p,).
         groups: number of groups.
@@ -89,9 +90,10 @@ def fused_bn_sa_add_relu(
         (N, C, H, W) in the dtype of ``z``, channels_last if ``z`` is and the operator computes it.
 
     Raises:
-        TypeError, ValueError: as ``shuffle_attention``; ``identity`` differs from ``z`` in shape,
-            dtype or device; ``batch_norm`` is not four tensors of C values on that device.
-        RuntimeError: the forced implementation cannot be used, or not for ``z``.
+        TypeError, ValueError: as for ``shuffle_attention``. Also, ``identity`` differs from ``z``
+            in shape, dtype or device, or ``batch_norm`` is not four tensors of C values on that
+            device.
+        RuntimeError: the forced implementation cannot be used here, or cannot be used for ``z``.
     """
     parameters = cweight, cbias, sweight, sbias, gn_weight, gn_bias
     if not is_traced(z):
@@ -102,8 +104,7 @@ def fused_bn_sa_add_relu(
 
 
 def bottleneck_tail(*args, **kwargs) -> Tensor:
-    """Call ``fused_bn_sa_add_relu``, whose former name this is; it will go with the next release.
-    """
+    """Call ``fused_bn_sa_add_relu``. The next release drops this former name."""
     warnings.warn('sa_mmdet.ops.bottleneck_tail is now called fused_bn_sa_add_relu',
                   DeprecationWarning, stacklevel=2)
     return fused_bn_sa_add_relu(*args, **kwargs)
@@ -112,7 +113,7 @@ def bottleneck_tail(*args, **kwargs) -> Tensor:
 def compute(chosen: ModuleType | None, z: Tensor, identity: Tensor | None,
             batch_norm: BatchNorm | None, parameters: Parameters, groups: int, eps: float,
             bn_eps: float = 0., implementation: str | None = None) -> Tensor:
-    """Compute either function above by what ``route`` has chosen for ``z``; check nothing."""
+    """Compute either function above with what ``route`` chose for ``z``. Check nothing."""
     if chosen is reference:
         if identity is None:
             return reference.shuffle_attention_reference(z, *parameters, groups, eps)
@@ -132,8 +133,8 @@ def _check_arguments(x: Tensor, parameters: Parameters, groups: int) -> None:
     if x.dim() != 4:
         raise ValueError(f'x must be (N, C, H, W), got shape {tuple(x.shape)}')
     if 0 in x.shape[2:]:
-        raise ValueError('x has planes without pixels, whose mean is not defined: H and W must be '
-                         f'at least 1, got shape {tuple(x.shape)}')
+        raise ValueError('x has planes without pixels: H and W must be at least 1, got shape '
+                         f'{tuple(x.shape)}')
     if isinstance(groups, bool) or not isinstance(groups, Integral):
         raise TypeError(f'groups must be an integer, got {groups!r}')
     if groups < 1 or x.shape[1] % (2 * groups):
@@ -153,8 +154,8 @@ def _check_surroundings(z: Tensor, identity: Tensor, batch_norm: BatchNorm | Non
     if not isinstance(batch_norm, (tuple, list)) or len(batch_norm) != 4:
         found = (f'{len(batch_norm)} of them' if isinstance(batch_norm, (tuple, list)) else
                  type(batch_norm).__name__)
-        raise TypeError('batch_norm must be None or four tensors, weight, bias, running mean and '
-                        f'running variance; got {found}')
+        raise TypeError('batch_norm must be None or four tensors (weight, bias, running mean and '
+                        f'running variance), got {found}')
     _check_values(BATCH_NORM, batch_norm, z.shape[1], 'C', z.device)
 
 
@@ -168,12 +169,12 @@ def _check_values(names: tuple[str, ...], tensors: tuple[Tensor, ...], count: in
                              f'{tuple(tensor.shape)}')
         if tensor.device != device:
             raise ValueError(f'{name} must be on the device of the input, {device}, got '
-                             f'{tensor.device}: move the module or the input by .to()')
+                             f'{tensor.device}. Move the module or the input with .to()')
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:
-    """Raise TypeError unless ``tensor`` is one of a floating dtype."""
+    """Raise TypeError unless ``tensor`` is a floating-point tensor."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f'{name} must be a floating point tensor, got {found}: convert it, by '
-                        'torch.as_tensor(...).float() for example')
+        raise TypeError(f'{name} must be a floating-point tensor, got {found}. Convert it, for '
+                        'example by torch.as_tensor(...).float()')

@@ -1,8 +1,7 @@
 """The operator ``sa_mmdet::shuffle_attention`` of torch.library: one node to compile and export.
 
-With a batch norm and an identity it is what a bottleneck does after conv3. The kernel chooses an
-implementation when it runs, so that a compiled or exported program fits the machine on which it
-runs.
+With a batch norm and an identity, it is what a bottleneck does after conv3. The kernel chooses an
+implementation when it runs, so a compiled or exported program fits the machine that runs it.
 """
 import torch
 from torch import Tensor
@@ -27,7 +26,7 @@ torch.library.define(
 
 
 def _split(tensors: tuple) -> tuple:
-    """Return the batch norm, None where there is none, and the attention's parameters."""
+    """Return the batch norm, or None if there is none, and the attention's parameters."""
     return None if tensors[0] is None else tensors[:4], tensors[4:]
 
 
@@ -69,7 +68,7 @@ def _setup_context(ctx, inputs, output):
     z, identity, *tensors, ctx.groups, ctx.eps, ctx.bn_eps, ctx.implementation = inputs
     out, stats = output
     ctx.mark_non_differentiable(stats)
-    ctx.set_materialize_grads(False)  # else PyTorch fills one for stats with zeros
+    ctx.set_materialize_grads(False)  # else PyTorch makes one of zeros for stats
     ctx.save_for_backward(z, None if identity is None else out, stats, *tensors)
 
 
@@ -80,7 +79,7 @@ def _gradients(ctx, dout, _):
     wanted = ctx.needs_input_grad
     settings = *tensors, ctx.groups, ctx.eps, ctx.bn_eps, wanted[0] or wanted[1]
     if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(dout):
-        # create_graph, is_grads_batched: the reference's derivative is made of PyTorch's operators
+        # create_graph, is_grads_batched: the reference's derivative uses PyTorch's operators
         backward, implementation = _backward, 'reference'
     else:
         implementation = ctx.implementation

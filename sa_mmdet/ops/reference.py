@@ -1,7 +1,7 @@
 """Shuffle attention in PyTorch's own operators (Zhang & Yang, arXiv 2102.00240, section 3).
 
-``forward`` and ``backward`` are what every implementation offers (``cpp``, ``triton_launch``); here
-they take every device and floating dtype.
+Every implementation (``cpp``, ``triton_launch``) has ``forward`` and ``backward``. These here take
+every device and floating dtype.
 """
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,11 @@ from torch import Tensor
 
 # cweight, cbias, sweight, sbias, each (1, p, 1, 1), and gn_weight and gn_bias, (p,)
 Parameters = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-# of these, None for what an ablation leaves out
+# the same, with None for what an ablation leaves out
 AblatedParameters = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None,
                           Tensor | None, Tensor | None]
 BatchNorm = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, running mean and variance, (C,)
-# of ``gate``: slope, of_mean, constant and center, each (C,)
+# parameters of ``gate``: slope, of_mean, constant and center, each (C,)
 ChannelParameters = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -37,20 +37,20 @@ def shuffle_attention_reference(
         x: Tensor, cweight: Tensor | None, cbias: Tensor | None, sweight: Tensor | None,
         sbias: Tensor | None, gn_weight: Tensor | None, gn_bias: Tensor | None, groups: int,
         eps: float = 1e-5, shuffle: bool = True) -> Tensor:
-    """Shuffle attention in plain PyTorch, and the ablations of the paper's Table 1.
+    """Apply shuffle attention, or an ablation of the paper's Table 1, in plain PyTorch.
 
-    With p = C / (2 * groups) channels for each branch of each group: the first half of a group is
-    gated by sigmoid(F_c(mean over H x W)), the second by sigmoid(F_c(GroupNorm(x, p groups))),
-    and the channels of the result are shuffled with 2 groups. Float16 and bfloat16 input is
-    computed in float32.
+    Each branch of each group has p = C / (2 * groups) channels. The first half of a group is gated
+    by sigmoid(F_c(mean over H x W)), the second by sigmoid(F_c(GroupNorm(x, p groups))). The
+    channels of the result are shuffled with 2 groups. Float16 and bfloat16 input is computed in
+    float32.
 
     Args:
         x: (N, C, H, W), floating point, C divisible by 2 * groups.
         cweight, cbias: F_c of the channel branch. Both (1, p, 1, 1) for scale and shift; a
             (p, p, 1, 1) and a (p,) tensor for a 1x1 convolution (Table 1, "1x1 Conv"); None for
             the identity ("w/o Fc").
-        sweight, sbias: F_c of the spatial branch, likewise.
-        gn_weight, gn_bias: (p,); None for a spatial branch that is not normalised ("w/o gn").
+        sweight, sbias: F_c of the spatial branch, in the same form.
+        gn_weight, gn_bias: (p,). None leaves the spatial branch without group norm ("w/o gn").
         groups: number of groups.
         eps: added to the variance.
         shuffle: False leaves the channels where they are ("w/o shuffle").
@@ -71,10 +71,10 @@ def shuffle_attention_gates(
         x: Tensor, cweight: Tensor | None, cbias: Tensor | None, sweight: Tensor | None,
         sbias: Tensor | None, gn_weight: Tensor | None, gn_bias: Tensor | None, groups: int,
         eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Return the gates of ``shuffle_attention_reference``, whose arguments it takes.
+    """Return the gates of ``shuffle_attention_reference``, which has the same arguments.
 
     Returns:
-        Those of the channel branch, (N * groups, p, 1, 1), and of the spatial branch,
+        The gates of the channel branch, (N * groups, p, 1, 1), and of the spatial branch,
         (N * groups, p, H, W), in the dtype of computation.
     """
     x_c, x_s = _branches(x, groups)
@@ -93,7 +93,7 @@ def fused_bn_sa_add_relu_reference(
         groups: int, eps: float = 1e-5, bn_eps: float = 1e-5) -> Tensor:
     """Return what MMDetection's bottleneck does after conv3: batch norm, attention, addition, ReLU.
 
-    Arguments and result are those of ``fused_bn_sa_add_relu``.
+    The arguments and the result are the same as for ``fused_bn_sa_add_relu``.
     """
     x = _normalised(z, batch_norm, bn_eps)
     return F.relu(shuffle_attention_reference(x, *parameters, groups, eps) + identity)
@@ -105,13 +105,13 @@ def computed(x: Tensor) -> Tensor:
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """Return that of the output and of dz: channels_last where ``x`` is in it, else contiguous."""
+    """Return the format of the output and of dz: channels_last if ``x`` is, else contiguous."""
     channels_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def gradient_dtype(tensors: tuple[Tensor, ...] | None) -> torch.dtype:
-    """Return the dtype of the gradients of ``tensors``: theirs if it is one, else float64."""
+    """Return the dtype of the gradients of ``tensors``: theirs if they share it, else float64."""
     dtypes = {tensor.dtype for tensor in tensors or ()}
     return dtypes.pop() if len(dtypes) == 1 else torch.float64
 
@@ -123,7 +123,7 @@ def _branches(x: Tensor, groups: int) -> tuple[Tensor, ...]:
 
 
 def _transform(z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Apply the paper's F_c: scale and shift, a 1x1 convolution, or nothing, by the shape."""
+    """Apply the paper's F_c: scale and shift, a 1x1 convolution or nothing, as the shape says."""
     if weight is None:
         return z
     weight, bias = weight.to(z.dtype), bias.to(z.dtype)
@@ -144,21 +144,21 @@ def forward(
         z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
         parameters: Parameters, groups: int, eps: float, bn_eps: float
         ) -> tuple[Tensor, Tensor]:
-    """Shuffle attention of ``z``, normalised if there is a ``batch_norm``.
+    """Apply ``batch_norm``, if there is one, and shuffle attention to ``z``.
 
-    With an ``identity``, that is added and a ReLU ends it.
+    With an ``identity``, add it and apply a ReLU.
 
     Args:
         z: (N, C, H, W).
-        identity: as ``z``, or None.
+        identity: a tensor like ``z``, or None.
         batch_norm: four tensors (C,), or None.
         parameters: cweight, cbias, sweight, sbias, each (1, p, 1, 1), gn_weight, gn_bias, (p,).
         groups: number of groups; p = C / (2 * groups).
         eps, bn_eps: added to the variance in the group norm and in the batch norm.
 
     Returns:
-        (N, C, H, W) in the dtype and memory format of ``z``; (N, C, 2) float64, mean and biased
-        variance of the planes of ``z``. The variance is only asked for in the spatial branch.
+        The output, (N, C, H, W) in the dtype and memory format of ``z``; and (N, C, 2) float64, the
+        mean and biased variance of the planes of ``z``. Only the spatial branch uses the variance.
     """
     if identity is None:
         out = shuffle_attention_reference(
@@ -175,18 +175,19 @@ def backward(
         dout: Tensor, z: Tensor, out: Tensor | None, stats: Tensor, batch_norm: BatchNorm | None,
         parameters: Parameters, groups: int, eps: float, bn_eps: float,
         input_gradients: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the derivative of ``forward``, itself differentiable: autograd's double backward.
+    """Return the derivative of ``forward``. It is differentiable too, for double backward.
 
     Args:
         dout: the gradient of the output.
-        out: the output, where there was an identity, else None.
+        out: the output if there was an identity, else None.
         stats: the statistics that ``forward`` returned.
         input_gradients: whether dz and didentity are wanted.
 
     Returns:
-        dz and didentity in the dtype and memory format of ``z``, empty where not wanted or without
-        an identity; (2, C) gradients of the batch norm's weight and bias, zero without one; (6, p)
-        gradients of the parameters. The last two in the ``gradient_dtype`` of what they are of.
+        dz and didentity in the dtype and memory format of ``z``, empty if they are not wanted or
+        there is no identity; (2, C) gradients of the batch norm's weight and bias, zero without a
+        batch norm; and (6, p) gradients of the parameters. The last two have the ``gradient_dtype``
+        of their tensors.
     """
     dy = dout if out is None else dout.masked_fill(out <= 0, 0)
     wide = computed(z)
@@ -213,10 +214,10 @@ def backward(
 def _attention_backward(
         dy: Tensor, x: Tensor, parameters: Parameters, groups: int, eps: float
         ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of ``x`` and, (6, p), of the parameters.
+    """Return the gradient of ``x`` and the (6, p) gradients of the parameters.
 
-    With a gate s and dz = dy x s (1 - s), dx is dy s and what goes through the statistics: the
-    mean of dz for the plane's mean, and for the group norm its own derivative.
+    With a gate s and dz = dy x s (1 - s), dx is dy s plus the terms through the statistics: the
+    mean of dz for the plane's mean, and the group norm's own derivative.
     """
     n, c, h, w = x.shape
     p = c // (2 * groups)

@@ -1,18 +1,19 @@
 """The kernels for channels_last tensors: (N, pixels, C) in memory.
 
-A program takes some channels of a chunk of an image's pixels: moments all of these at once, the
-others ROWS at a time. What only a whole plane knows is summed up between two kernels: moments,
-statistics, output in the forward pass; gradient_moments, gradient_sums, gradient in the backward
-pass. They are not compiled for a map's size, but for moments, which is for two sizes of chunks.
+A program takes some channels of a chunk of an image's pixels. The moments kernel takes all these
+pixels at once, the others ROWS at a time. A middle kernel sums up what needs a whole plane. The
+kernels are moments, statistics, output in the forward pass, and gradient_moments, gradient_sums,
+gradient in the backward pass. Only moments is compiled for sizes, two sizes of chunks.
 
 The shuffle interleaves the two halves of the channels. So a program takes CHANNELS neighbours of
-each half and interleaves them when it reads z; from there on its columns are in the order of the
-output, and so is what kernels leave for each other, ``affine``: (N, 8, C), the rows center, scale,
-shift, slope, offset, mean_dlogit, linear, constant of triton_kernels, whose arithmetic this is.
+each half and interleaves them when it reads z. From there on, its columns are in the order of the
+output. So is ``affine``, which kernels leave for each other: (N, 8, C), the rows center, scale,
+shift, slope, offset, mean_dlogit, linear, constant. The arithmetic is as in triton_kernels.
 
-Arguments of the kernels are those of triton_kernels, but z, identity, y, out, dy, dz, didentity are
-(N, pixels, C) without gaps; and moments, (N, chunks, 3, C) in the forward and (N, chunks, 4, C) in
-the backward pass, float32, as the kernels that write them say. A chunk has chunk_pixels pixels.
+The kernels' arguments are the same as in triton_kernels, except that z, identity, y, out, dy, dz,
+didentity are (N, pixels, C) without gaps. moments is float32, (N, chunks, 3, C) in the forward and
+(N, chunks, 4, C) in the backward pass. The kernels that write it describe it. A chunk has
+chunk_pixels pixels.
 """
 import triton
 import triton.language as tl
@@ -32,7 +33,7 @@ from .triton_kernels import (
 
 @triton.jit
 def _load(base, columns_exist, pixel, area, channels, ROWS: tl.constexpr):
-    """Pixels pixel ... pixel + ROWS of the channels at base."""
+    """Return pixels pixel ... pixel + ROWS of the channels at base."""
     rows = pixel + tl.arange(0, ROWS)
     return tl.load(base[None, :] + rows[:, None].to(tl.int64) * channels, other=0,
                    mask=(rows < area)[:, None] & columns_exist[None, :])
@@ -47,7 +48,7 @@ def _store(values, base, columns_exist, pixel, area, channels, ROWS: tl.constexp
 
 @triton.jit
 def _load_shuffled(base, exist, pixel, area, channels, ROWS: tl.constexpr):
-    """Return the channels at base and those half of all channels further, interleaved."""
+    """Return the channels at base, interleaved with the channels half of all channels further."""
     return tl.interleave(_load(base, exist, pixel, area, channels, ROWS),
                          _load(base + channels // 2, exist, pixel, area, channels, ROWS))
 
@@ -56,8 +57,8 @@ def _load_shuffled(base, exist, pixel, area, channels, ROWS: tl.constexpr):
 def _place(program, channels, chunks, COLUMNS: tl.constexpr):
     """Return a program's image, chunk and first column.
 
-    Programs beside each other take the columns of the same pixels, so that what is read from memory
-    at one time lies together there.
+    Neighbouring programs take the columns of the same pixels, so that what is read at one time is
+    close together in memory.
     """
     blocks = tl.cdiv(channels, COLUMNS)
     chunk = program // blocks
@@ -66,7 +67,7 @@ def _place(program, channels, chunks, COLUMNS: tl.constexpr):
 
 @triton.jit
 def _columns(start, channels, CHANNELS: tl.constexpr):
-    """Return a program's channels in the first half, and in the output; which of them there are."""
+    """Return a program's channels in the first half and in the output, and which of them exist."""
     source = start // 2 + tl.arange(0, CHANNELS)
     column = start + tl.arange(0, 2 * CHANNELS)
     return source, column, source < channels // 2, column < channels
@@ -96,14 +97,14 @@ def _load_affine(affine_ptr, n, column, exists, channels):
 @triton.jit(do_not_specialize=['area', 'chunks'])
 def moments_kernel(z_ptr, moments_ptr, channels, area, chunks, CHUNK: tl.constexpr,
                    CHANNELS: tl.constexpr):
-    """(N, chunks, 3, C): a center, and the sums of deviations from it and of their squares."""
+    """Write (N, chunks, 3, C): a center, and sums of deviations from it and of their squares."""
     n, chunk, start = _place(tl.program_id(0), channels, chunks, CHANNELS)
     c = start + tl.arange(0, CHANNELS)
     exists = c < channels
     pixel = chunk.to(tl.int64) * CHUNK
     pixels = tl.minimum(area - chunk * CHUNK, CHUNK)
     z_ptr += (n * area + pixel) * channels + c
-    # As in triton_kernels: deviations from the mean, which is made of deviations from one pixel.
+    # As in triton_kernels: deviations from the mean, computed from deviations from one pixel.
     one = tl.load(z_ptr, mask=exists, other=0)
     rows = tl.arange(0, CHUNK)
     exist = (rows < pixels)[:, None]
@@ -124,7 +125,7 @@ def statistics_kernel(
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         channels, p, area, chunks, chunk_pixels, eps, bn_eps, BATCH_NORM: tl.constexpr,
         CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """(N, C, 2), mean and variance of the planes, of CHUNKS chunks at a time; and affine."""
+    """Write (N, C, 2), mean and variance of the planes, CHUNKS chunks at a time; and affine."""
     n = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = c < channels
@@ -163,7 +164,7 @@ def output_kernel(
         z_ptr, identity_ptr, y_ptr, affine_ptr, channels, area, chunks, chunk_pixels,
         BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, ROWS: tl.constexpr,
         CHANNELS: tl.constexpr):
-    """Write y, of which a program has CHANNELS neighbours of each half."""
+    """Write y. A program has CHANNELS neighbours of each half."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
     source, column, source_exists, exists = _columns(start, channels, CHANNELS)
@@ -198,9 +199,9 @@ def gradient_moments_kernel(
         bn_variance_ptr, channels, p, area, chunks, chunk_pixels, eps, bn_eps,
         BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, INPUT_GRADIENT: tl.constexpr,
         ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
+    """Write didentity, and (N, chunks, 4, C): bias, weight, total and moment of gradient_sums.
 
-    The latter in the order of the output.
+    The latter are in the order of the output.
     """
     n, chunk, start = _place(tl.program_id(0), channels, chunks, 2 * CHANNELS)
     source, column, source_exists, exists = _columns(start, channels, CHANNELS)
@@ -251,12 +252,12 @@ def gradient_sums_kernel(
         sbias_ptr, gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr,
         bn_variance_ptr, channels, p, area, chunks, eps, bn_eps, BATCH_NORM: tl.constexpr,
         CHUNKS: tl.constexpr, CHANNELS: tl.constexpr):
-    """The sums for the parameters' gradients, and affine."""
+    """Write the sums for the parameters' gradients, and affine."""
     n = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     exists = column < channels
     moments_ptr += n * chunks * 4 * channels + column
-    # summed up behind the loop: Triton 3.0 and 3.1 abort on sums of two uses in it
+    # summed up after the loop: Triton 3.0 and 3.1 abort on a sum with two uses in it
     bias = tl.zeros([CHUNKS, CHANNELS], tl.float32)
     weight, total, moment = bias, bias, bias
     for first in range(0, chunks, CHUNKS):
@@ -291,7 +292,7 @@ def gradient_sums_kernel(
 def gradient_kernel(
         dy_ptr, z_ptr, affine_ptr, dz_ptr, channels, area, chunks, chunk_pixels,
         BATCH_NORM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr):
-    """dz; dy is didentity where there is one."""
+    """Write dz. dy is didentity if there is one."""
     program = tl.num_programs(0) - 1 - tl.program_id(0)  # what was read last is in the cache
     n, chunk, start = _place(program, channels, chunks, 2 * CHANNELS)
     source, column, source_exists, exists = _columns(start, channels, CHANNELS)

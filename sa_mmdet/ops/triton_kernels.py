@@ -1,10 +1,9 @@
-"""The Triton kernels. A program does some planes, or streams a part of them through registers.
+"""The Triton kernels. A program holds some planes, or streams one plane through registers.
 
-The input is z, which a batch norm makes x = scale (z - center) + shift; without one x is z. As in
-the C++ implementation every plane is gated by sigmoid(slope (x - shift) + offset), with slope 0 in
-the channel branch. With ADD_RELU the identity is added and a ReLU ends it. The arithmetic is
-in float32; statistics and sums are stored in float64, so that a mean comes back to the digits it
-was computed to.
+The input is z. A batch norm turns it into x = scale (z - center) + shift. Without one, x is z. As
+in the C++ implementation, every plane is gated by sigmoid(slope (x - shift) + offset), with slope 0
+in the channel branch. With ADD_RELU, the identity is added and a ReLU follows. The arithmetic is in
+float32. Statistics and sums are stored in float64, so that a mean keeps all its digits.
 
 Arguments of the kernels, with p = C / (2 groups) and area = H W:
 
@@ -33,14 +32,14 @@ def _exist(plane_exists, start, area, BLOCK: tl.constexpr):
 
 @triton.jit
 def _pointers(base, start, BLOCK: tl.constexpr):
-    """To those elements of the planes at base."""
+    """Return pointers to those elements of the planes at base."""
     return (base + start)[:, None] + tl.arange(0, BLOCK)[None, :]
 
 
 @triton.jit
 def _read(base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
           EVICTION: tl.constexpr):
-    """Return those elements, of which WHOLE says that all exist."""
+    """Return those elements. WHOLE says that all of them exist."""
     pointers = _pointers(base, start, BLOCK)
     if WHOLE:
         values = tl.load(pointers, eviction_policy=EVICTION)
@@ -63,7 +62,7 @@ def _write(values, base, plane_exists, start, area, BLOCK: tl.constexpr, WHOLE: 
 
 @triton.jit
 def _folded(values, SUMS: tl.constexpr):
-    """SUMS sums of a plane's values, each of those that a thread holds."""
+    """Return SUMS sums of a plane's values, each over values that one thread holds."""
     if values.shape[1] == SUMS:
         return values
     return tl.sum(tl.reshape(values, [values.shape[0], values.shape[1] // SUMS, SUMS]), 1)
@@ -77,7 +76,7 @@ def _parameter(pointer, index, exists):
 @triton.jit
 def _batch_norm(c, exists, center, eps, weight_ptr, bias_ptr, mean_ptr, variance_ptr,
                 BATCH_NORM: tl.constexpr):
-    """Scale, shift, 1 / deviation, and the distance of the center from the running mean."""
+    """Return scale, shift, 1 / deviation, and the center's distance from the running mean."""
     if BATCH_NORM:
         rstd = 1.0 / tl.sqrt(_parameter(variance_ptr, c, exists) + eps)
         distance = center - _parameter(mean_ptr, c, exists)
@@ -92,7 +91,7 @@ def _batch_norm(c, exists, center, eps, weight_ptr, bias_ptr, mean_ptr, variance
 @triton.jit
 def _gate(c, exists, p, center, residual, rstd, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
           gn_weight_ptr, gn_bias_ptr):
-    """Slope and offset, for planes of channels c whose mean is center + residual."""
+    """Return slope and offset for planes of channels c whose mean is center + residual."""
     index = c % p
     spatial = (c // p) % 2 == 1
     sweight = _parameter(sweight_ptr, index, exists)
@@ -106,7 +105,7 @@ def _gate(c, exists, p, center, residual, rstd, cweight_ptr, cbias_ptr, sweight_
 
 @triton.jit
 def load_statistics(stats_ptr, exists):
-    """Mean and variance, float64."""
+    """Return mean and variance, float64."""
     return (tl.load(stats_ptr, mask=exists, other=0),
             tl.load(stats_ptr + 1, mask=exists, other=0))
 
@@ -116,11 +115,11 @@ def affine(
         mean, variance, c, exists, p, eps, bn_eps, cweight_ptr, cbias_ptr, sweight_ptr, sbias_ptr,
         gn_weight_ptr, gn_bias_ptr, bn_weight_ptr, bn_bias_ptr, bn_mean_ptr, bn_variance_ptr,
         BATCH_NORM: tl.constexpr):
-    """Return what mean and variance in float64, of planes of channels c, make of z.
+    """Return how the mean and variance (float64) of planes of channels c transform z.
 
-    The center of the deviations, and how far the mean is from it; scale and shift, which make x;
-    slope and offset, which make the gate's logit; 1 / deviation of x and of the batch norm; and the
-    distance of the center from the running mean.
+    These are the center of the deviations, and the mean's distance from it; scale and shift, which
+    make x; slope and offset, which make the gate's logit; 1 / deviation of x and of the batch norm;
+    and the center's distance from the running mean.
     """
     center, variance = mean.to(tl.float32), variance.to(tl.float32)
     residual = (mean - center.to(tl.float64)).to(tl.float32)
@@ -135,7 +134,7 @@ def affine(
 
 @triton.jit
 def _reciprocal(x):
-    """1 / x to one unit, for x of 1 to 2^126; division would take five more instructions."""
+    """Return 1 / x to one unit, for x from 1 to 2^126. Division takes five more instructions."""
     if INTERPRETED:
         return 1.0 / x
     return tl.inline_asm_elementwise('rcp.approx.ftz.f32 $0, $1;', '=f,f', [x], dtype=tl.float32,
@@ -144,11 +143,11 @@ def _reciprocal(x):
 
 @triton.jit
 def gated(z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr):
-    """x, its gate, 1 - gate without cancellation, and the deviation of z from the center."""
+    """Return x, its gate, 1 - gate without cancellation, and z's deviation from the center."""
     deviation = z - center
     # Constants second: to the interpreter of Triton 3.7 a constexpr times a tensor is a constexpr.
     power = tl.fma(slope * -LOG2_E * scale, deviation, offset * -LOG2_E)
-    # of 2; limited, so that the gate is not 0. NaN stays NaN.
+    # A power of 2, limited so that the gate is not 0. NaN stays NaN.
     power = tl.minimum(power, 125.5, propagate_nan=tl.PropagateNan.ALL)
     exponential = tl.exp2(power)
     gate = _reciprocal(1.0 + exponential)
@@ -170,7 +169,7 @@ def shuffled(c, channels):
 
 @triton.jit
 def mean_of(total, count):
-    """Rounded to nearest: a slope may magnify the two units that `/` can be off."""
+    """Return the mean, rounded to nearest. A slope may magnify the two units of error of `/`."""
     return tl.div_rn(total, count.to(tl.float32) + tl.zeros_like(total))
 
 
@@ -188,10 +187,10 @@ def _add_moments(total, squares, first, z_ptr, plane_exists, start, area, SUMS: 
 @triton.jit
 def _statistics(z, z_ptr, plane_exists, area, SUMS: tl.constexpr, BLOCK: tl.constexpr,
                 ONE_BLOCK: tl.constexpr):
-    """Mean, as center + residual, and variance of the planes whose first block is z."""
-    # Sums of deviations from the first block's mean: the square of the plane's mean's distance to
-    # it is at most area / BLOCK variances, so that little cancels below.
-    # And that mean from deviations from one element: of a constant plane nothing is left to round.
+    """Return the mean, as center + residual, and variance of the planes whose first block is z."""
+    # Sum deviations from the first block's mean. Its squared distance from the plane's mean is at
+    # most area / BLOCK variances, so little cancels below.
+    # Compute it from deviations from one element: a constant plane then leaves nothing to round.
     exist = _exist(plane_exists, 0, area, BLOCK)
     one = tl.load(z_ptr, mask=plane_exists, other=0).to(tl.float32)
     first = one + mean_of(tl.sum(tl.where(exist, z - one[:, None], 0.0), 1),
@@ -235,16 +234,16 @@ def forward_kernel(
         planes, channels, p, area, eps, bn_eps, z_n, z_c, identity_n, identity_c,
         y_n, y_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr, UNIT: tl.constexpr,
         PLANES: tl.constexpr, SUMS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """Statistics and output of PLANES planes, read once if a plane is ONE_BLOCK, else twice.
+    """Write statistics and output of PLANES planes, read once if ONE_BLOCK, else twice.
 
-    The second time they come from the L2 cache: the first pass asks to keep them there.
+    The second time, they come from the L2 cache. The first pass asks to keep them there.
     """
     tl.static_assert(ONE_BLOCK or PLANES == 1, 'blocks that lie whole in a plane have no mask')
     plane = tl.program_id(0).to(tl.int64) * PLANES + tl.arange(0, PLANES)
     plane_exists = plane < planes
     n, c = plane // channels, plane % channels
     column = shuffled(c, channels)
-    area = area // UNIT * UNIT  # which tells the compiler how wide accesses may be
+    area = area // UNIT * UNIT  # shows the compiler how wide accesses may be
     z_ptr += tl.multiple_of(n * z_n + c * z_c, UNIT)
     y_ptr += tl.multiple_of(n * y_n + column * y_c, UNIT)
     if ADD_RELU:
@@ -289,10 +288,10 @@ def through(dy, z, center, scale, shift, slope, offset, BATCH_NORM: tl.constexpr
 def gradient_sums(
         bias, weight, total, moment, sums_ptr, c, exists, p, area, eps, residual, scale, shift,
         slope, rstd, bn_rstd, distance, cweight_ptr, BATCH_NORM: tl.constexpr):
-    """Store the sums for the parameters' gradients; return what dz needs of them.
+    """Store the sums for the parameters' gradients, and return what dz needs of them.
 
-    bias and weight are the sums over a plane of dlogit and of its product with the deviation, total
-    and moment those of what goes to x directly.
+    bias and weight are a plane's sums of dlogit and of dlogit times the deviation. total and moment
+    are the same sums of what goes to x directly.
     """
     dlogit_dot_deviation = weight - residual * bias
     weight = rstd * scale * dlogit_dot_deviation
@@ -318,7 +317,7 @@ def gradient_sums(
 @triton.jit
 def gradient(direct, dlogit, deviation, scale, slope, mean_dlogit, linear, constant,
              BATCH_NORM: tl.constexpr):
-    """dz, of what ``through`` and ``gradient_sums`` return."""
+    """Return dz from what ``through`` and ``gradient_sums`` return."""
     # what cancels is subtracted first, before the slope can magnify it
     through_norm = tl.fma(-linear, deviation, dlogit - mean_dlogit)
     dz = tl.fma(slope, through_norm, direct) + constant
@@ -333,7 +332,7 @@ def _read_through(
         slope, offset, ADD_RELU: tl.constexpr, BATCH_NORM: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
         EVICTION: tl.constexpr):
-    """``through`` for a block; with ADD_RELU also write didentity."""
+    """Do ``through`` for a block. With ADD_RELU, also write didentity."""
     z = _read(z_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
     dy = _read(dy_ptr, plane_exists, start, area, BLOCK, WHOLE, EVICTION)
     if ADD_RELU:
@@ -364,7 +363,7 @@ def _write_gradient(
         dy_ptr, z_ptr, dz_ptr, plane_exists, start, area, center, scale, shift, slope, offset,
         mean_dlogit, linear, constant, BATCH_NORM: tl.constexpr, BLOCK: tl.constexpr,
         WHOLE: tl.constexpr):
-    """dz of a block, where dy is what goes to the attention."""
+    """Write dz of a block. dy is the gradient of the attention's output."""
     direct, dlogit, deviation = _read_through(
         dy_ptr, z_ptr, None, None, plane_exists, start, area, center, scale, shift, slope, offset,
         False, BATCH_NORM, False, BLOCK, WHOLE, 'evict_first')
@@ -382,7 +381,7 @@ def backward_kernel(
         dz_n, dz_c, didentity_n, didentity_c, BATCH_NORM: tl.constexpr, ADD_RELU: tl.constexpr,
         INPUT_GRADIENT: tl.constexpr, UNIT: tl.constexpr, PLANES: tl.constexpr,
         SUMS: tl.constexpr, BLOCK: tl.constexpr, ONE_BLOCK: tl.constexpr):
-    """dz, didentity and the sums for the parameters' gradients, of PLANES planes.
+    """Write dz, didentity and the sums for the parameters' gradients, of PLANES planes.
 
     dx = dy s + slope (dlogit - mean dlogit - linear (z - center)) + constant, and dz = scale dx,
     with dlogit = dy x s (1 - s).
@@ -451,7 +450,7 @@ def backward_kernel(
 
 @triton.jit
 def _store_sum(pointer, value, exists=None):
-    if pointer.dtype.element_ty != tl.float64:  # from which there is no way to 16 bits
+    if pointer.dtype.element_ty != tl.float64:  # float64 has no conversion to 16 bits
         value = value.to(tl.float32)
     tl.store(pointer, value, mask=exists)
 
@@ -461,10 +460,10 @@ def add_up_kernel(
         sums_ptr, of_parameters_ptr, of_batch_norm_ptr, sweight_ptr, gn_weight_ptr, gn_bias_ptr,
         images, channels, p, groups, BATCH_NORM: tl.constexpr, ROWS: tl.constexpr,
         CHANNELS: tl.constexpr):
-    """(6, p) gradients of the parameters, and (2, C) of the batch norm, of what planes left.
+    """Add up the planes' sums: (6, p) gradients of the parameters, (2, C) of the batch norm.
 
-    groups are those of all images. The first p programs do one of the p channels of each branch,
-    the others the batch norm of CHANNELS channels.
+    groups counts the groups of all images. Each of the first p programs does one of the p channels
+    of each branch. Each of the others does the batch norm of CHANNELS channels.
     """
     of: tl.constexpr = 4 if BATCH_NORM else 2
     program = tl.program_id(0)

@@ -1,10 +1,10 @@
 """The Triton implementation: float32, bfloat16 and float16 on CUDA, computed in float32.
 
-Tested on a GPU and in Triton's interpreter: with TRITON_INTERPRET=1 at import it takes CPU tensors
-if forced. The plans below are from a sweep on an H200 and from what kernels compile to
-(docs/performance.md). Every program writes what is its own and the sums over programs have a fixed
-order: there is no atomic operation in whose order results could differ. Nor do they depend on other
-images.
+It is tested on a GPU and in Triton's interpreter. With TRITON_INTERPRET=1 at import, it takes CPU
+tensors if forced. The plans below come from a sweep on an H200 and from the compiled kernels
+(docs/performance.md). Every program writes its own values, and sums over programs have a fixed
+order. There are no atomic operations, whose order could change results. Results don't depend on
+other images either.
 """
 import math
 import os
@@ -18,8 +18,8 @@ from torch import Tensor
 from .reference import BatchNorm, Parameters, gradient_dtype, memory_format
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-REMEDY = ('Triton needs an NVIDIA driver and, for what it compiles to start its kernels, a C '
-          'compiler (Debian and Ubuntu: apt-get install gcc).')
+REMEDY = ('Triton needs an NVIDIA driver and, to compile what starts its kernels, a C compiler '
+          '(Debian and Ubuntu: apt-get install gcc).')
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '').lower() in ('1', 'true', 'on', 'yes', 'y')
 
@@ -28,8 +28,8 @@ class Plan(NamedTuple):
     """How the elements of a tensor are divided.
 
     Attributes:
-        elements_a_warp: of contiguous planes.
-        columns, warps: the channels that a program takes of a channels_last tensor, and its warps,
+        elements_a_warp: elements that a warp takes of contiguous planes.
+        columns, warps: channels that a program takes of a channels_last tensor, and its warps,
             whose threads read 16 bytes at a time.
     """
 
@@ -38,45 +38,45 @@ class Plan(NamedTuple):
     warps: int
 
 
-# by the bytes of an element
+# by bytes per element
 FORWARD = {2: Plan(512, 32, 4), 4: Plan(256, 32, 4)}
 BACKWARD = {2: Plan(512, 64, 2), 4: Plan(256, 32, 4)}
-# Contiguous planes: the elements that a program holds, an eighth of a plane within these bounds.
-# Planes up to the smallest are read once, by programs of one warp; those below SHARED share one.
+# Contiguous planes: a program holds an eighth of a plane's elements, within these bounds. Planes up
+# to the smallest block are read once, by programs of one warp. Planes below SHARED share a program.
 SMALLEST_BLOCK, BLOCK, SHARED = 256, 8192, 64
-# channels_last: the pixels that a program takes, a 32nd of a plane within these bounds; and how
-# many chunks of them, and of how many channels, are merged at a time.
+# channels_last: a program takes a 32nd of a plane's pixels, within these bounds. The second line
+# says how many channels and chunks are merged at a time.
 SMALLEST_CHUNK, CHUNK = 128, 256
 MERGED_CHANNELS, MERGED_CHUNKS, MERGING_WARPS = 16, 64, 4
-# rows of sums and channels that a program adds up
+# the rows of sums, and the channels, that a program adds up
 ROWS, CHANNELS = 128, 64
 
-# kernels by all that Triton compiles them for, and how many are remembered
+# compiled kernels, by all that Triton specialises them for, and how many are remembered
 _compiled: dict[tuple, Any] = {}  # Triton's CompiledKernel
 MOST_COMPILED = 10000
 
 
 def device() -> torch.device:
-    """Return the current one of those whose tensors are computed here."""
+    """Return the current device among those that this implementation takes."""
     if INTERPRETED:
         return torch.device('cpu')
     return torch.device('cuda', torch.cuda.current_device() if torch.cuda.is_available() else 0)
 
 
 def takes_device(device: torch.device) -> bool:
-    """Return whether tensors of a device are computed here."""
+    """Return whether this implementation takes tensors on a device."""
     return device.type == ('cpu' if INTERPRETED else 'cuda')
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Return why this implementation cannot be used, None if that is not known."""
+    """Return why this implementation cannot be used, or None if no reason is known."""
     if find_spec('triton') is None:
-        return ('Triton is not installed, which comes with torch for CUDA: '
-                'install it by `pip install triton`.')
+        return ('Triton is not installed. It comes with torch for CUDA. '
+                'Install it with `pip install triton`.')
     if INTERPRETED:
         return None if takes_device(device) else 'TRITON_INTERPRET is set: unset it.'
     if torch.version.hip:
-        return f'it was made for NVIDIA GPUs, this is torch for ROCm {torch.version.hip}.'
+        return f'it needs an NVIDIA GPU, but this is torch for ROCm {torch.version.hip}.'
     if not torch.cuda.is_available():
         return 'there is no CUDA device.'
     capability = torch.cuda.get_device_capability(device)
@@ -89,7 +89,7 @@ def unavailable(device: torch.device) -> str | None:
 def forward(z: Tensor, identity: Tensor | None, batch_norm: BatchNorm | None,
             parameters: Parameters, groups: int, eps: float, bn_eps: float
             ) -> tuple[Tensor, Tensor]:
-    """Compute what ``reference.forward`` does; a batch norm goes with an identity only."""
+    """Compute what ``reference.forward`` does. A batch norm needs an identity."""
     layout = memory_format(z)
     y = torch.empty_like(z, memory_format=layout)
     stats = z.new_empty(*z.shape[:2], 2, dtype=torch.float64)
@@ -143,7 +143,7 @@ class _Kernels:
         self.p = self.channels // (2 * self.groups)
         self.eps, self.bn_eps = float(eps), float(bn_eps)  # 0 would be another type to Triton
         for tensors, size in ((parameters, self.p), (batch_norm or (), self.channels)):
-            if not {*map(Tensor.numel, tensors)} <= {size}:  # kernels read what is behind it
+            if not {*map(Tensor.numel, tensors)} <= {size}:  # kernels would read past the end
                 raise ValueError(f'parameters must have {size} values, got '
                                  f'{[tensor.numel() for tensor in tensors]}')
         self.has_batch_norm = batch_norm is not None
@@ -174,7 +174,7 @@ class _Kernels:
         number = self.images * self.channels
         unit = math.gcd(16, self.area, *strides)
         one_block = self.area <= block
-        # those of a thread are added up at once, which leaves it registers
+        # a thread adds up its own sums at once, which saves registers
         sums = block if one_block else 32 * warps * min(unit, 16 // strided[0].itemsize)
         _launch(kernel, (-(-number // planes), 1, 1), warps, (*tensors, *self.parameters),
                 (number, self.channels, self.p, self.area, self.eps, self.bn_eps, *strides),
@@ -224,7 +224,7 @@ class _Kernels:
                     ROWS=rows, CHANNELS=columns // 2)
 
     def _grids(self, columns: int, chunks: int) -> tuple[tuple[int, int, int], ...]:
-        """Return the grids of the kernels that go over pixels, and of those that merge chunks."""
+        """Return the grids of the kernels over pixels, and of the kernels that merge chunks."""
         return ((self.images * chunks * -(-self.channels // columns), 1, 1),
                 (self.images, -(-self.channels // MERGED_CHANNELS), 1))
 
@@ -239,18 +239,18 @@ class _Kernels:
 
 def _launch(kernel, grid: tuple[int, int, int], warps: int, tensors: tuple[Tensor | None, ...],
             numbers: tuple[float, ...], **constants) -> None:
-    """Launch a kernel; its arguments, of each kind, in its own order.
+    """Launch a kernel. The arguments of each kind are in the kernel's order.
 
-    A launch through Triton first looks for the compiled kernel, in twice the time of the launch
-    itself. So that is remembered, by all that Triton may compile anew for: dtypes, pointers that
-    are no multiple of 16 bytes, numbers and constants.
+    A launch through Triton first looks up the compiled kernel, in twice the time of the launch
+    itself. So the compiled kernel is remembered, by all that Triton may compile it again for:
+    dtypes, pointers that are not a multiple of 16 bytes, numbers and constants.
     """
     key = (kernel, tensors[0].device, warps, *constants.values(), *numbers, *[
         tensor is None or (tensor.dtype, tensor.data_ptr() % 16) for tensor in tensors])
     if compiled := _compiled.get(key):
         compiled[grid](*tensors, *numbers, *constants.values())
         return
-    # fusion would round differently what is written to cancel
+    # no fusion into FMA: it would round terms that should cancel in different ways
     compiled = kernel[grid](*tensors, *numbers, **constants, num_warps=warps,
                             enable_fp_fusion=False)
     if _takes_constants():
@@ -261,15 +261,14 @@ def _launch(kernel, grid: tuple[int, int, int], warps: int, tensors: tuple[Tenso
 
 @cache
 def _takes_constants() -> bool:
-    """Return whether what is compiled takes the kernel's own arguments, as from Triton 3.3 on."""
+    """Return whether a compiled kernel takes the kernel's own arguments, as from Triton 3.3 on."""
     import triton
     return not INTERPRETED and tuple(map(int, triton.__version__.split('.')[:2])) >= (3, 3)
 
 
 @cache
 def contiguous_plan(area: int, plan: Plan) -> tuple[int, int, int]:
-    """Return how many planes a program takes, how many of their elements at a time, and its warps.
-    """
+    """Return a program's number of planes, of elements of a plane at a time, and of warps."""
     block = min(max(SMALLEST_BLOCK, _power_of_two(area // 8 + 1) // 2), BLOCK)
     if area > block:
         return 1, block, max(1, block // plan.elements_a_warp)
@@ -280,9 +279,9 @@ def contiguous_plan(area: int, plan: Plan) -> tuple[int, int, int]:
 @cache
 def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
                        ) -> tuple[int, int, int, int]:
-    """Return the channels that a program takes, its pixels at a time, and in all; the programs.
+    """Return a program's channels, its pixels at a time and in all, and an image's chunks.
 
-    The last are those that an image's pixels make, the chunks.
+    A chunk is the pixels of one program.
     """
     columns = min(plan.columns, _power_of_two(channels))
     rows = plan.warps * 32 * 16 // itemsize // columns
@@ -292,7 +291,7 @@ def channels_last_plan(channels: int, area: int, itemsize: int, plan: Plan
 
 
 def _power_of_two(number: int) -> int:
-    """Return the first power of two that is not smaller."""
+    """Return the smallest power of two that is at least ``number``."""
     return 1 << (number - 1).bit_length()
 
 

@@ -127,7 +127,7 @@ def test_checkpoints_are_checked_before_anything_starts(attack, monkeypatch, nam
         run_tool(name, ('train', 'val', 'test'))
     assert attacked.exists()
     attack.write_bytes(attack.read_bytes()[:200])
-    with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} is not a .* or damaged'):
+    with pytest.raises(SystemExit, match=rf'^error: checkpoint {attack} is not a .* or is damaged'):
         run_tool(name, ('train', 'val', 'test'))
 
 

@@ -78,7 +78,7 @@ def test_every_kind_of_refusal_names_what_is_refused(tmp_path, value, name):
     torch.jit.script(torch.nn.Linear(2, 2)).save], ids=['text', 'empty', 'TorchScript'])
 def test_what_is_no_checkpoint(tmp_path, write):
     write(tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError, match=r'a\.pth is not a checkpoint of PyTorch') as refusal:
+    with pytest.raises(CheckpointError, match=r'a\.pth is not a PyTorch checkpoint') as refusal:
         load_weights(tmp_path / 'a.pth')
     assert TRUST_CODE not in str(refusal.value)
 

@@ -204,7 +204,7 @@ def test_channels_that_groups_do_not_divide():
     with pytest.raises(ValueError, match=r'in_channels=96 .* 2 \* groups = 128 .*'
                        r'\[1, 2, 3, 4, 6, 8, 12, 16, 24, 48\]'):
         ShuffleAttention(96)
-    with pytest.raises(ValueError, match=r'in_channels=33 .* odd number'):
+    with pytest.raises(ValueError, match=r'in_channels=33 .* even number'):
         ShuffleAttention(33, groups=1)
     with pytest.raises(ValueError, match='in_channels=96 is not divisible by groups=64'):
         SpatialGroupEnhance(96)

@@ -140,7 +140,7 @@ def test_weights_of_torchvision_without_torchvision(tmp_path, monkeypatch):
     (tmp_path / 'torchvision.py').write_text('raise RuntimeError("torchvision::nms is missing")')
     monkeypatch.syspath_prepend(tmp_path)
     model = SAResNet(50, init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'))
-    with pytest.raises(ImportError, match='Install the torchvision of your torch, or give'):
+    with pytest.raises(ImportError, match='Install the torchvision that matches your torch'):
         model.init_weights()
 
 
@@ -196,7 +196,7 @@ def test_depth_without_bottlenecks(depth):
 
 
 @pytest.mark.parametrize(('attention', 'message'), [
-    ('SqueezeExcite', "unknown attention type 'SqueezeExcite': known are CBAM, Eff"),
+    ('SqueezeExcite', "unknown attention type 'SqueezeExcite': use one of CBAM, Eff"),
     (dict(groups=8), 'a config with a "type"'), (None, 'got None'),
     (dict(type='ShuffleAttention', groups=48), r'in_channels=256 is not divisible by .* = 96'),
 ])

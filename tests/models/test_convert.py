@@ -182,13 +182,13 @@ def test_attention_learns_from_its_neutral_start(attention):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda state: state.update({'layer1.0.sa.cweight': torch.zeros(1, 2, 1, 1)}),
-     r'has 1 of the 96 parameters .* Missing are layer1\.0\.sa\.cbias.* and 92 more'),
+     r'has 1 of the 96 parameters .* Missing: layer1\.0\.sa\.cbias.* and 92 more'),
     (lambda state: state.pop('layer3.5.conv3.weight'), 'has 15 of the 16 bottlenecks'),
     (lambda state: state.pop('layer2.1.bn3.bias'), r'lacks layer2\.1\.bn3\.bias'),
     (lambda state: state.update({'layer1.2.conv3.weight': torch.zeros(8, 64, 1, 1)}),
      r'layer1\.2\.conv3\.weight must have shape \(256, 64, 1, 1\), .* got \(8, 64, 1, 1\)'),
     (lambda state: state.update({'layer4.0.se.fc1.weight': torch.zeros(1)}),
-     r'has layer4\.0\.se\.fc1\.weight, of which the network knows nothing'),
+     r'has layer4\.0\.se\.fc1\.weight, which the network does not have'),
 ])
 def test_checkpoints_that_do_not_fit(change, message):
     state = ResNet(50).state_dict()
@@ -206,13 +206,13 @@ SE = 'SqueezeExcitation'
 
 
 @pytest.mark.parametrize(('theirs', 'ours', 'message'), [
-    ('SAResNet', SE, r'has layer1\.0\.sa\.\w+, .* is it of another attention\?'),
-    (SE, 'SAResNet', r'has layer1\.0\.se\.fc1\.weight, .* is it of another attention\?'),
+    ('SAResNet', SE, r'has layer1\.0\.sa\.\w+, .* one with another attention\?'),
+    (SE, 'SAResNet', r'has layer1\.0\.se\.fc1\.weight, .* one with another attention\?'),
     (dict(type=SE, bias=True), SE,
      r'has layer1\.0\.se\.fc1\.bias, .* model\.backbone\.attention\.bias=True'),
     (SE, dict(type=SE, bias=True),
      r'has 32 of the 64 parameters .* model\.backbone\.attention\.bias=False'),
-    (dict(shuffle=False), 'SAResNet', r'has layer1\.0\.sa\.unshuffled, of which the network'),
+    (dict(shuffle=False), 'SAResNet', r'has layer1\.0\.sa\.unshuffled, which the network'),
     ('SAResNet', dict(shuffle=False), 'has 96 of the 112 parameters'),
     (dict(gn=False), 'SAResNet', 'has 64 of the 96 parameters'),
     ('SAResNet', dict(gn=False), r'has layer1\.0\.sa\.gn\.'),

@@ -138,7 +138,7 @@ def test_compiles_whole():
     (dict(attention='ShuffelAttention'), ValueError, "unknown attention type 'ShuffelAttention'"),
     (dict(attention=dict(type='CBAM', groups=2)), TypeError, "CBAM.*unexpected keyword .*'groups'"),
     (dict(attention=dict(type='ShuffleAttention', fc='none')), ValueError,
-     "cannot be the identity: with fc='none' the gates .* use another"),
+     "cannot be the identity: with fc='none' the gates .* Use another"),
     (dict(attention=dict(type='ContextBlock', ratio=1 / 16)), ValueError,
      'ContextBlock has no neutral parameters'),
     (dict(in_channels=96), ValueError, r"in_channels=96 .* use one of groups=\[.*48\], or 'auto'"),
@@ -173,9 +173,9 @@ def test_other_maps(options, given, message):
 
 
 def test_no_maps():
-    with pytest.raises(ValueError, match=r'is given 0 maps'):
+    with pytest.raises(ValueError, match=r'but got 0 maps'):
         shuffle()(())
     with pytest.raises(TypeError, match=r'takes a tuple of maps.* got Tensor'):
         shuffle()(torch.zeros(3, 16, 2, 2))
-    with pytest.raises(TypeError, match=r'floating point tensor, got one of torch\.int64'):
+    with pytest.raises(TypeError, match=r'floating-point tensor, got torch\.int64'):
         shuffle(channels=16)([torch.zeros(1, 16, 2, 2, dtype=torch.int64)])

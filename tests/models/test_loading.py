@@ -157,8 +157,8 @@ def test_of_another_neck_nothing_is_refused():
 
 @pytest.mark.parametrize(('theirs', 'ours', 'message'), [
     ([FPN, BEHIND], [BEFORE, FPN],
-     r'has neck\.1\.layers\.0\.mlp.* has here FeatureAttention, FPN: give the config'),
-    ([BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\..* has here FPN, FeatureAttention'),
+     r'has neck\.1\.layers\.0\.mlp.* has FeatureAttention, FPN here: give the config'),
+    ([BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\..* has FPN, FeatureAttention here'),
     ([FPN, BEHIND], [BEFORE, FPN, BEHIND], r'neck\.1\.layers'),
     ([FPN, SGE_BEHIND], [BEFORE, FPN], r'has neck\.1\.layers\.0\.bias'),
     ([SGE_BEFORE, FPN], [FPN, BEHIND], r'has neck\.0\.layers\.0\.bias'),

@@ -9,14 +9,14 @@ from .squeeze_excitation import reduced_channels
 class CBAM(AttentionLayer):
     """Convolutional block attention module (Woo et al., arXiv 1807.06521, equations 1 to 3).
 
-    Channels are gated by the sum of an MLP over their global average and over their global
-    maximum; then positions by a convolution, with batch norm, over the mean and the maximum of
-    their channels.
+    An MLP runs over the global average and the global maximum of the channels, and the sum of its
+    outputs gates each channel. Then a convolution with batch norm over the mean and the maximum of
+    the channels gates each position.
 
     Args:
         in_channels: channels C of the input.
-        reduction: C / reduction hidden channels in the MLP; 16 in the paper.
-        kernel_size: of the spatial convolution, odd; 7 in the paper.
+        reduction: the MLP has C / reduction hidden channels; 16 in the paper.
+        kernel_size: kernel size of the spatial convolution, odd; 7 in the paper.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W), H and W at least 1.
@@ -57,7 +57,7 @@ class CBAM(AttentionLayer):
         return self.spatial(pooled).sigmoid()
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
-        # A batch norm that scales by zero gives zero with any statistics, and still learns.
+        # A batch norm with weight zero returns zero for any statistics, and still learns.
         return self._state_with(
             mlp__2__weight=0., mlp__2__bias=0., spatial__1__weight=0., spatial__1__bias=0.), 0.25
 

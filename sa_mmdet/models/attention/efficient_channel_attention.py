@@ -10,7 +10,7 @@ class EfficientChannelAttention(AttentionLayer):
     """Efficient channel attention (ECA-Net, Wang et al., arXiv 1910.03151, equations 9 and 12).
 
     Every channel is gated by the sigmoid of a 1-D convolution, without bias, over the global
-    averages of its k neighbours; k is the odd number next to (log2 C + b) / gamma.
+    averages of its k neighbours. k is (log2 C + b) / gamma, rounded down, plus 1 if that is even.
 
     Args:
         in_channels: channels C of the input.

@@ -29,10 +29,11 @@ class ShuffleAttention(AttentionLayer):
     """Shuffle attention (SA-Net, Zhang & Yang, arXiv 2102.00240, section 3).
 
     The channels are split into ``groups`` groups, each group into two halves. The first half is
-    gated per channel by its global average, the second per position by its normalised values; a
-    channel shuffle mixes the halves. With p = C / (2 * groups), all groups share 6 p parameters,
-    named and shaped as in the published checkpoints: ``cweight``, ``sweight`` (zeros), ``cbias``,
-    ``sbias`` (ones), each (1, p, 1, 1), ``gn.weight`` (ones) and ``gn.bias`` (zeros), each (p,).
+    gated per channel by its global average, the second per position by its normalised values. A
+    channel shuffle then mixes the halves. With p = C / (2 * groups), all groups share 6 p
+    parameters, named and shaped as in the published checkpoints: ``cweight``, ``sweight`` (zeros),
+    ``cbias``, ``sbias`` (ones), each (1, p, 1, 1), ``gn.weight`` (ones) and ``gn.bias`` (zeros),
+    each (p,).
 
     Args:
         in_channels: channels C of the input, divisible by 2 * groups.
@@ -40,8 +41,7 @@ class ShuffleAttention(AttentionLayer):
         eps: added to the variance in the group norm.
         gn: False leaves the spatial branch without group norm (Table 1, "w/o gn").
         shuffle: False leaves out the channel shuffle (Table 1, "w/o shuffle"). The state dict then
-            has a buffer ``unshuffled``, so that its weights are not taken for those of a layer that
-            shuffles.
+            has a buffer ``unshuffled``, so that a layer that shuffles does not load its weights.
         fc: the function F_c before each sigmoid: 'affine', a scale and shift per channel; 'none',
             the identity (Table 1, "w/o Fc"); 'conv', a 1x1 convolution p -> p with bias
             (Table 1, "1x1 Conv"), in ``channel_conv`` and ``spatial_conv``.
@@ -53,7 +53,7 @@ class ShuffleAttention(AttentionLayer):
         TypeError: ``in_channels`` or ``groups`` is not an integer, ``eps`` not a number, ``gn`` or
             ``shuffle`` not a bool.
         ValueError: ``in_channels`` or ``groups`` is below 1, C is not divisible by 2 * groups,
-            ``eps`` is negative or not finite, or ``fc`` is none of the three.
+            ``eps`` is negative or not finite, or ``fc`` is not one of the three.
     """
 
     _abbr_ = 'sa'
@@ -92,9 +92,9 @@ class ShuffleAttention(AttentionLayer):
 
     @property
     def operands(self) -> Parameters | None:
-        """The parameters in the order in which the operator takes them.
+        """The parameters in the operator's order.
 
-        None where a part is left out or replaced, as in the paper's Table 1.
+        None if a part is left out or replaced, as in the paper's Table 1.
         """
         if self.fc != 'affine' or self.gn is None or not self.shuffle:
             return None
@@ -110,11 +110,11 @@ class ShuffleAttention(AttentionLayer):
 
     def _check(self, x: Tensor) -> None:
         if 0 in x.shape[2:]:
-            raise ValueError('ShuffleAttention needs maps with pixels, whose mean is defined, got '
-                             f'shape {tuple(x.shape)}')
+            raise ValueError('ShuffleAttention needs maps with at least one pixel, got shape '
+                             f'{tuple(x.shape)}')
         if x.device != self.cweight.device:
-            raise ValueError(f'the input is on {x.device}, the layer on {self.cweight.device}: '
-                             'move either by .to()')
+            raise ValueError(f'the input is on {x.device}, but the layer is on '
+                             f'{self.cweight.device}. Move one of them with .to()')
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         channel, spatial = shuffle_attention_gates(
@@ -127,7 +127,7 @@ class ShuffleAttention(AttentionLayer):
             x, *self._ablated_operands(), self.groups, self.eps, self.shuffle)
 
     def _ablated_operands(self) -> AblatedParameters:
-        """Return the parameters as the reference takes them, None for what is left out."""
+        """Return the parameters in the reference's order, with None for what is left out."""
         gn = (self.gn.weight, self.gn.bias) if self.gn is not None else (None, None)
         if self.fc == 'affine':
             return self.cweight, self.cbias, self.sweight, self.sbias, *gn
@@ -138,8 +138,8 @@ class ShuffleAttention(AttentionLayer):
 
     def neutral_state(self) -> tuple[dict[str, Tensor], float]:
         if self.fc == 'none':
-            raise ValueError("with fc='none' the gates of ShuffleAttention depend on its input "
-                             'whatever its parameters are')
+            raise ValueError("with fc='none' the gates of ShuffleAttention depend on the input, "
+                             'whatever the parameters are')
         if self.fc == 'affine':
             state = self._state_with(cweight=0., cbias=1., sweight=0., sbias=1.)
         else:

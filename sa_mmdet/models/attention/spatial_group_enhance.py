@@ -13,9 +13,9 @@ torch.fx.wrap('standardised')
 class SpatialGroupEnhance(AttentionLayer):
     """Spatial group-wise enhancement (SGE-Net, Li et al., arXiv 1905.09646, equations 1 to 6).
 
-    Within each group of channels every position is gated by its similarity to the group's global
-    average, standardised over the positions, scaled and shifted per group. Float16 and bfloat16
-    input is standardised in float32.
+    In each group of channels, every position is gated by its similarity to the group's global
+    average. The similarity is standardised over the positions, then scaled and shifted per group.
+    Float16 and bfloat16 input is standardised in float32.
 
     Args:
         in_channels: channels C of the input, divisible by ``groups``.
@@ -72,9 +72,9 @@ class SpatialGroupEnhance(AttentionLayer):
 
 
 def standardised(z: Tensor, eps: float) -> Tensor:
-    """Return (N, G, H, W) less its mean over the positions, by its deviation and ``eps``.
+    """Return (z - mean) / (deviation + eps) over the positions of ``z``, (N, G, H, W).
 
-    The deviation is the authors', the unbiased one; one position alone has none.
+    The deviation is unbiased, as in the authors' code. For a single position it is 0.
     """
     correction = int(z.shape[2] * z.shape[3] > 1)
     std, mean = torch.std_mean(z, (2, 3), correction=correction, keepdim=True)

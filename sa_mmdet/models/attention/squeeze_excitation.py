@@ -13,8 +13,8 @@ class SqueezeExcitation(AttentionLayer):
     Args:
         in_channels: channels C of the input.
         reduction: C / reduction hidden channels; 16 in the paper.
-        bias: biases in the two linear layers: by the parameters that SA-Net's paper counts, none
-            in Faster and Mask R-CNN (Table 3), present in RetinaNet and in classifiers (Table 2).
+        bias: True gives the two linear layers biases. By its parameter counts, SA-Net's paper has
+            them in RetinaNet (Table 3) and in classifiers (Table 2), not in Faster and Mask R-CNN.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W).
@@ -51,7 +51,7 @@ class SqueezeExcitation(AttentionLayer):
 
 
 def reduced_channels(in_channels: int, reduction: int) -> int:
-    """Hidden channels of a bottleneck MLP; raises where none would be left."""
+    """Return the number of hidden channels of a bottleneck MLP. Raise an error if it is 0."""
     check_positive_int('reduction', reduction)
     if reduction > in_channels:
         raise ValueError(f'reduction={reduction} leaves no hidden channel of '

@@ -1,4 +1,4 @@
-"""ResNet's bottleneck, whose end is one operator."""
+"""ResNet's bottleneck, with one operator for all that follows conv3."""
 from types import ModuleType
 
 import torch
@@ -17,14 +17,14 @@ from .folding import BATCH_NORMS, conv_norm, folded, has_hooks, is_foldable
 
 
 class AttentionBottleneck(Bottleneck):
-    """``mmdet``'s bottleneck; what follows conv3 is one operator where it can be.
+    """``mmdet``'s bottleneck, which runs all that follows conv3 as one operator if possible.
 
-    ``sa_mmdet.ops.fused_bn_sa_add_relu`` takes the place of bn3, shuffle attention, the addition
-    and the ReLU where nothing can tell the difference: bn3 is a batch norm with frozen statistics
-    (or folded into conv3, an ``nn.Identity``), attention as the paper has it is the only plugin
-    after conv3, none of the three has a hook, and a fused implementation takes the tensor.
-    Otherwise they run one after another. In inference on a CPU conv3 absorbs the shuffle too, for
-    the time of a call, and for good in a deployed network, whose conv3 is a ``GatedConv2d``.
+    ``sa_mmdet.ops.fused_bn_sa_add_relu`` replaces bn3, shuffle attention, the addition and the ReLU
+    if nothing can notice. For this, bn3 is a batch norm with frozen statistics, or an
+    ``nn.Identity`` since it was folded into conv3. The paper's attention is the only plugin after
+    conv3. None of the three has a hook, and a fused implementation takes the tensor. Otherwise they
+    run one after another. In inference on a CPU, conv3 also absorbs the shuffle, for one call. In a
+    deployed network it does so for good: conv3 is a ``GatedConv2d``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,19 +49,19 @@ class AttentionBottleneck(Bottleneck):
             center = getattr(self.norm3, 'bias', None)
             weight, bias, parameters = absorb(*folded(self.conv3, self.norm3), center, attention)
             return gate(F.conv2d(out, weight, bias), identity, parameters, attention.eps)
-        out = self.conv3(out)  # and the convolution's input is not held until the end
+        out = self.conv3(out)  # which frees the convolution's input
         if chosen is not None and out.dtype != x.dtype:
             chosen = route(out)
         return self._after_conv3(out, identity, chosen)
 
     def _is_deployed(self) -> bool:
-        """Return whether conv3 does all that follows."""
+        """Return whether conv3 also does all that follows it."""
         return (type(self.conv3) is GatedConv2d and not self.after_conv3_plugin_names
                 and type(self.relu) is nn.ReLU and not has_hooks(self.conv3, self.norm3, self.relu))
 
     def _absorbable(self, x: Tensor, identity: Tensor, chosen: ModuleType | None
                     ) -> ShuffleAttention | None:
-        """Return the attention, where in inference conv3 can have its shuffle."""
+        """Return the attention if conv3 can absorb its shuffle in inference, else None."""
         if not hasattr(chosen, 'gate_') or not is_foldable(self.conv3, self.norm3, x, chosen):
             return None
         attention = self._fusible_attention(identity, identity)
@@ -93,7 +93,7 @@ class AttentionBottleneck(Bottleneck):
                        bn_eps)
 
     def _fusible_attention(self, z: Tensor, identity: Tensor) -> ShuffleAttention | None:
-        """Return the attention, where it can be one operator with what surrounds it."""
+        """Return the attention if it can be one operator with what surrounds it, else None."""
         names, norm, relu = self.after_conv3_plugin_names, self.norm3, self.relu
         attention = getattr(self, names[0]) if len(names) == 1 else None
         if (type(attention) is not ShuffleAttention or type(relu) is not nn.ReLU

@@ -17,26 +17,25 @@ from .folding import conv_norm
 
 @MODELS.register_module()
 class AttentionResNet(ResNet):
-    """``mmdet.ResNet`` whose bottlenecks hold an attention layer after bn3, before the addition.
+    """``mmdet.ResNet`` with an attention layer after bn3 in every bottleneck, before the addition.
 
-    The layer is found in a block under its ``_abbr_``: ``layer1.0.sa``, ``layer1.0.se``, ... The
-    network is the same, in its keys and its output, as
+    The layer's name in a block is its ``_abbr_``: ``layer1.0.sa``, ``layer1.0.se``, ... The network
+    has the same keys and the same output as
     ``ResNet(depth, plugins=[dict(cfg=attention, position='after_conv3')])``.
 
-    A checkpoint of plain ResNet, alone or inside a detector, is converted when it is loaded: the
+    A plain ResNet's checkpoint, alone or inside a detector, is converted when it is loaded. The
     network then computes the same function as the ResNet did (docs/weights.md).
 
     Args:
         depth: 50, 101 or 152.
         attention: the layer's type, or its config: ``dict(type='SqueezeExcitation',
             reduction=8)``.
-        plugins: further plugins, as ``mmdet.ResNet`` takes them; those after conv3 follow the
-            attention.
-        convert_weights: False loads a checkpoint of plain ResNet as it is.
-        channels_last: True computes in channels_last, as ``in_channels_last``; images and features
-            are contiguous all the same.
+        plugins: further plugins, as for ``mmdet.ResNet``. Plugins after conv3 follow the attention.
+        convert_weights: False loads a plain ResNet's checkpoint without conversion.
+        channels_last: True computes in channels_last, as ``in_channels_last`` does. Images and
+            features stay contiguous.
         deploy: True builds what ``for_deployment`` makes of the backbone, for inference. It loads
-            deployed weights, and deploys trained ones, or a plain ResNet's, when it loads them.
+            deployed weights. It also loads trained weights, or a plain ResNet's, and deploys them.
         **kwargs: every other argument of ``mmdet.ResNet``.
 
     Shape:
@@ -45,9 +44,9 @@ class AttentionResNet(ResNet):
 
     Raises:
         TypeError, ValueError: the depth has no bottlenecks, the attention is unknown or does not
-            fit, or an output index is no stage, which ``mmdet.ResNet`` passes over.
-        ConversionError: on loading, the checkpoint has a part of the attention's parameters, or
-            cannot be converted.
+            fit, or an output index is not a stage, which ``mmdet.ResNet`` ignores.
+        ConversionError: on loading, the checkpoint has only a part of the attention's parameters,
+            or cannot be converted.
     """
 
     # the arguments that ``mmdet.ResNet`` does not have
@@ -76,7 +75,7 @@ class AttentionResNet(ResNet):
         super().__init__(depth, plugins=[plugin, *(plugins or [])], **kwargs)
         stages = list(range(self.num_stages))
         if not set(self.out_indices) <= set(stages):
-            raise ValueError(f'out_indices must be of the stages {stages}, got {self.out_indices}')
+            raise ValueError(f'out_indices must be among stages {stages}, got {self.out_indices}')
         self.convert_weights = convert_weights
         self.in_channels = kwargs.get('in_channels', 3)
         if deploy:
@@ -84,26 +83,26 @@ class AttentionResNet(ResNet):
                            convert_weights=convert_weights, init_cfg=None)
             deploy_backbone(self.eval())
             deploy_on_load(self, partial(AttentionResNet, **trained))
-            self.convert_weights = False  # the trained one does that
+            self.convert_weights = False  # the trained backbone does that
         if channels_last:
             in_channels_last(self)
 
     def make_res_layer(self, **kwargs):
-        """Build a stage of ``AttentionBottleneck`` where ``mmdet.ResNet`` asks for its own."""
+        """Build a stage of ``AttentionBottleneck`` instead of ``mmdet.ResNet``'s bottleneck."""
         return super().make_res_layer(**{**kwargs, 'block': AttentionBottleneck})
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return features of images.
+        """Return the features of images.
 
         Args:
             x: (N, 3, H, W).
 
         Returns:
-            As the class says.
+            A tuple of maps, with the shapes in the class's docstring.
 
         Raises:
-            TypeError: ``x`` is no tensor, or not of a floating dtype.
-            ValueError: ``x`` is not 4-D or has other than ``in_channels`` channels.
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: ``x`` is not 4-D or does not have ``in_channels`` channels.
         """
         check_feature_map(type(self).__name__, x, self.in_channels)
         x = self.maxpool(self._stem(x))
@@ -120,10 +119,10 @@ class AttentionResNet(ResNet):
         return self.relu(conv_norm(self.conv1, self.norm1, x, route(x)))
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says.
+        """Initialise the weights as ``init_cfg`` says.
 
         Raises:
-            ImportError: ``init_cfg`` names weights of torchvision, which does not import.
+            ImportError: ``init_cfg`` names torchvision's weights, but torchvision does not import.
         """
         try:
             super().init_weights()
@@ -133,9 +132,9 @@ class AttentionResNet(ResNet):
             raise
 
     def train(self, mode: bool = True) -> 'AttentionResNet':
-        """Set the training mode, normalisation and frozen stages excepted; return the module.
+        """Set the training mode, except in norms and frozen stages, and return the module.
 
-        MMDetection's ResNet returns nothing, which breaks PyTorch's ``model.eval()`` idiom.
+        MMDetection's ResNet returns None, which breaks PyTorch's ``model.eval()`` idiom.
         """
         super().train(mode)
         return self
@@ -151,20 +150,20 @@ class SAResNet(AttentionResNet):
         **kwargs: as for ``AttentionResNet``.
 
     Raises:
-        TypeError, ValueError: as ``AttentionResNet``; the channels do not divide by 2 * groups; the
-            attention is another than shuffle attention.
+        TypeError, ValueError: as for ``AttentionResNet``. Also, the channels do not divide by
+            2 * groups, or the attention is not shuffle attention.
     """
 
     def __init__(self, depth: int, attention: dict | None = None, **kwargs):
         if attention is None:
             attention = {}
         if not isinstance(attention, dict):
-            raise TypeError('attention of SAResNet must be a dict of options of ShuffleAttention, '
-                            f'such as dict(groups=32), got {attention!r}; AttentionResNet takes '
-                            'the name of a layer')
+            raise TypeError('attention of SAResNet must be a dict of ShuffleAttention options, '
+                            f'such as dict(groups=32), got {attention!r}. For the name of a layer, '
+                            'use AttentionResNet')
         attention = dict(type='ShuffleAttention') | attention
         layer = find_layer(attention)['type']
         if not issubclass(layer, ShuffleAttention):
-            raise ValueError('the attention of SAResNet is ShuffleAttention, got '
-                             f'{layer.__name__}: use AttentionResNet for others')
+            raise ValueError('the attention of SAResNet must be ShuffleAttention, got '
+                             f'{layer.__name__}. Use AttentionResNet for other attention')
         super().__init__(depth, attention=attention, **kwargs)

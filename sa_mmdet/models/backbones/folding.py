@@ -1,4 +1,4 @@
-"""Batch norm with frozen statistics as a part of the convolution before it."""
+"""Fold a batch norm with frozen statistics into the convolution before it."""
 from types import ModuleType
 
 import torch
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from ...ops import reference
 
-# Subclasses that check their input in their own way compute the same.
+# Subclasses may check their input differently, but compute the same.
 BATCH_NORMS = nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward
 
 
 def has_hooks(*layers: nn.Module) -> bool:
-    """Return whether somebody hooked into the calls of a layer, or replaced its ``forward``."""
+    """Return whether a layer's calls have a hook, or its ``forward`` was replaced."""
     for layer in layers:
         if (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
                 or layer._backward_pre_hooks or 'forward' in layer.__dict__):
@@ -22,15 +22,17 @@ def has_hooks(*layers: nn.Module) -> bool:
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | None) -> Tensor:
-    """Return ``norm(conv(x))``, without a pass of its own for the norm where that is cheaper.
+    """Return ``norm(conv(x))``, without a separate pass for the norm if that is cheaper.
 
-    A frozen batch norm scales and shifts each channel, which the convolution does for nothing if
-    its weight and bias are scaled and shifted: as ``mmcv.cnn.fuse_conv_bn`` does, but for this one
-    call, in training too. Gradients reach all parameters, and the backward pass keeps one tensor
-    less. Done in full precision only, where the result is larger than the weight, where neither
-    layer has a hook, and where a fused implementation was ``chosen`` for ``x``: PyTorch's compilers
-    and tracing are to see the layers. On a GPU the bias is a pass of its own, so that only the
-    memory of the backward pass is won, and it is done for that.
+    A frozen batch norm scales and shifts each channel. The convolution does so at no cost if its
+    weight and bias are scaled and shifted, as by ``mmcv.cnn.fuse_conv_bn``. Here this is for one
+    call only, in training too. Gradients reach all parameters, and the backward pass keeps one
+    tensor less.
+
+    The norm is folded in full precision only, if the result is larger than the weight, neither
+    layer has a hook, and a fused implementation was ``chosen`` for ``x``. (PyTorch's compilers and
+    tracing must see the layers.) On a GPU the bias is a pass of its own. There, folding only saves
+    memory in the backward pass, and is only done for that.
     """
     if not is_foldable(conv, norm, x, chosen):
         return norm(conv(x))
@@ -39,7 +41,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | 
 
 
 def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType | None) -> bool:
-    """Return whether ``conv_norm`` folds the norm, or whether that has been done before."""
+    """Return whether ``conv_norm`` folds the norm, or whether it was folded before."""
     if (chosen is None or chosen is reference or type(conv) is not nn.Conv2d
             or torch.is_autocast_enabled(x.device.type)
             or (x.is_cuda and not (torch.is_grad_enabled() and conv.weight.requires_grad))):
@@ -58,7 +60,7 @@ def is_foldable(conv: nn.Module, norm: nn.Module, x: Tensor, chosen: ModuleType 
 
 
 def folded(conv: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution with its batch norm."""
+    """Return the weight and bias of a convolution with its batch norm folded in."""
     assert isinstance(conv, nn.Conv2d)
     if type(norm) is nn.Identity:
         assert conv.bias is not None

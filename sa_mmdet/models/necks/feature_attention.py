@@ -14,31 +14,31 @@ from ..attention.base import check_bool, check_positive_int, find_layer
 class FeatureAttention(BaseModule):
     """An attention layer on each of a detector's maps, which starts as the identity.
 
-    Behind the layer its neutral gate is divided out and its permutation of channels undone, so
-    that at neutral parameters every map is what it was: a trained detector takes the module
-    anywhere without a change of its detections, and learns from there. In a config it is one of a
-    list of necks, behind another or before it:
+    The module divides the layer's output by its neutral gate and undoes its channel permutation. At
+    neutral parameters, every map passes unchanged. You can put the module anywhere in a trained
+    detector: its detections don't change, and it learns from there. In a config, it goes into a
+    list of necks, before or after another neck:
     ``neck=[{{_base_.model.neck}}, dict(type='FeatureAttention', in_channels=256)]``.
 
     A checkpoint of a detector without it is converted when it is loaded (docs/weights.md).
 
     Args:
         attention: the layer's type, or its config: ``dict(type='ShuffleAttention', groups=32)``.
-        in_channels: channels of each map, for a layer each; or one number, for one layer that all
-            maps share, however many they are.
-        levels: numbers, from 0, of the maps that are attended to; the others are passed on. None
-            for all.
-        shared: True for one layer for maps of equal channels that are given one by one.
+        in_channels: list of the channels of each map, for one layer per map. Or one number, for one
+            layer that all maps share, however many there are.
+        levels: indices, from 0, of the maps with attention. The others pass unchanged. None for
+            all maps.
+        shared: True shares one layer among the maps of a list, which must have equal channels.
 
     Shape:
         A tuple of (N, C_i, H_i, W_i) -> a tuple of the same shapes and dtypes.
 
     Raises:
         TypeError, ValueError: the layer is unknown, does not fit the channels or cannot be
-            neutral; ``in_channels``, ``levels`` or ``shared`` is not as above; in a call, the maps
-            are others than ``in_channels`` and ``levels`` say.
-        ConversionError: on loading, the checkpoint has a part of the parameters, or attention in
-            another place.
+            neutral. ``in_channels``, ``levels`` or ``shared`` is not as above. In a call, the maps
+            do not match ``in_channels`` and ``levels``.
+        ConversionError: on loading, the checkpoint has only a part of the parameters, or attention
+            in another place.
     """
 
     def __init__(self,
@@ -68,44 +68,44 @@ class FeatureAttention(BaseModule):
             return self.in_channels
         channels = [c for level, c in enumerate(self.in_channels) if self._is_attended(level)]
         if self.shared and len(set(channels)) > 1:
-            raise ValueError(f'shared=True needs maps of equal channels, got {channels}: leave it '
-                             'out, or choose others by levels')
+            raise ValueError(f'shared=True needs maps of equal channels, got {channels}. Leave it '
+                             'out, or choose other levels')
         return channels[:1] if self.shared else channels
 
     def _is_attended(self, level: int) -> bool:
         return self.levels is None or level in self.levels
 
     def neutral_state(self) -> dict[str, Tensor]:
-        """Return the whole state dict with which every map is passed on as it is."""
+        """Return the whole state dict with which every map passes unchanged."""
         return {f'layers.{place}.{key}': value for place, layer in enumerate(self.layers)
                 for key, value in layer.neutral_state()[0].items()}
 
     def init_weights(self) -> None:
-        """Make all layers neutral, the first time, whatever the model around them has drawn."""
+        """Make all layers neutral on the first call, whatever the model around them has drawn."""
         is_first = not self.is_init
         super().init_weights()
         if is_first:
             self.load_state_dict(self.neutral_state())
 
     def layer_of(self, level: int) -> nn.Module | None:
-        """Return the layer that attends to the map of a number, None if the map is passed on."""
+        """Return the layer for the map at an index, or None if the map passes unchanged."""
         if not self._is_attended(level):
             return None
         place = 0 if self.shared else level if self.levels is None else self.levels.index(level)
         return self.layers[place]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the maps with attention.
+        """Apply attention to maps.
 
         Args:
             maps: (N, C_i, H_i, W_i) each.
 
         Returns:
-            As many, in the same shapes and dtypes.
+            As many maps, with the same shapes and dtypes.
 
         Raises:
-            TypeError: ``maps`` is not a tuple or list of tensors of a floating dtype.
-            ValueError: there are more or fewer maps, or of other channels, than expected.
+            TypeError: ``maps`` is not a tuple or list of floating-point tensors.
+            ValueError: the maps have another number or other channels than expected.
         """
         self._check_maps(maps)
         return tuple(self._attend(self.layer_of(level), x) for level, x in enumerate(maps))
@@ -115,8 +115,8 @@ class FeatureAttention(BaseModule):
 
     def _check_maps(self, maps: Sequence[Tensor]) -> None:
         if not isinstance(maps, (tuple, list)):
-            raise TypeError('FeatureAttention takes a tuple of maps, as backbones and necks of '
-                            f'MMDetection give them, got {type(maps).__name__}')
+            raise TypeError('FeatureAttention takes a tuple of maps, as MMDetection backbones and '
+                            f'necks return, got {type(maps).__name__}')
         if maps and is_traced(maps[0]):
             return
         found, expected = [x.shape[1] for x in maps], self.in_channels
@@ -126,8 +126,8 @@ class FeatureAttention(BaseModule):
                 self._is_attended(level) and a != b
                 for level, (a, b) in enumerate(zip(found, expected, strict=True))):
             raise ValueError(
-                f'FeatureAttention has {self.extra_repr()}, and is given {len(maps)} maps of '
-                f'{found} channels: give it in_channels and levels that fit these')
+                f'FeatureAttention has {self.extra_repr()}, but got {len(maps)} maps of {found} '
+                'channels: give it in_channels and levels that match the maps')
 
     def extra_repr(self) -> str:
         channels = self.in_channels[0] if self.takes_any_number else self.in_channels
@@ -140,23 +140,23 @@ def _checked_levels(levels: list[int] | tuple[int, ...], maps: int | None) -> li
     if not levels or len(set(levels)) < len(levels) or min(levels) < 0 or (
             maps and max(levels) >= maps):
         last = f' to {maps - 1}' if maps else ''
-        raise ValueError(f'levels must be different numbers of maps, from 0{last}, got '
+        raise ValueError(f'levels must be different indices of maps, from 0{last}, got '
                          f'{list(levels)}')
     return sorted(levels)
 
 
 def _build_layer(attention: str | dict, channels: int) -> AttentionLayer:
     cfg = find_layer(attention)
-    cfg.pop('postfix', None)  # of a plugin's name
+    cfg.pop('postfix', None)  # part of a plugin's name
     kind = cfg.pop('type')
     layer = kind(in_channels=channels, **cfg)
     if not isinstance(layer, AttentionLayer):
-        raise ValueError(f'{kind.__name__} has no neutral parameters that are known, at which '
-                         'FeatureAttention is the identity: use a layer of sa_mmdet, or a subclass '
-                         'of its AttentionLayer')
+        raise ValueError(f'{kind.__name__} has no neutral parameters, with which FeatureAttention '
+                         'starts as the identity: use a layer of sa_mmdet, or a subclass of its '
+                         'AttentionLayer')
     try:
         layer.neutral_state()
     except ValueError as error:
-        raise ValueError(f'FeatureAttention cannot be the identity: {error}; use another layer, or '
+        raise ValueError(f'FeatureAttention cannot be the identity: {error}. Use another layer or '
                          'other options') from error
     return layer

@@ -1,7 +1,7 @@
-"""Give the weights of necks their places beside ``FeatureAttention``.
+"""Move the weights of necks to their places next to ``FeatureAttention``.
 
-In a list of necks the keys are numbered: those of ``neck.`` become ``neck.0.`` where the attention
-follows, and ``neck.1.`` where it comes first.
+A list of necks numbers its keys. ``neck.`` becomes ``neck.0.`` if the attention follows, and
+``neck.1.`` if it comes first.
 """
 from torch import nn
 
@@ -13,19 +13,19 @@ def insert_feature_attention(model: nn.Module, state_dict: StateDict, prefix: st
     """Convert, in place, the weights of a detector without ``FeatureAttention`` for one with it.
 
     The weights of other necks move to their new places, and the attention gets its neutral
-    parameters, so that the detector computes the same function.
+    parameters. The detector then computes the same function.
 
     Args:
         model: the detector with attention, or a part of it.
-        state_dict: weights of the same without; the tensors themselves are not written.
-        prefix: of ``model`` in ``state_dict``, such as 'neck.'.
+        state_dict: weights of the same detector without attention. Its tensors do not change.
+        prefix: prefix of ``model`` in ``state_dict``, such as 'neck.'.
 
     Returns:
         The number of attention modules that ``state_dict`` did not have.
 
     Raises:
-        ConversionError: ``state_dict`` has a part of the attention's parameters, more than it has,
-            or attention in another place.
+        ConversionError: ``state_dict`` has only a part of the attention's parameters, more than
+            these, or attention in another place.
     """
     return sum(insert_among_children(parent, state_dict, f'{prefix}{name}.' if name else prefix)
                for name, parent in model.named_modules()
@@ -33,7 +33,7 @@ def insert_feature_attention(model: nn.Module, state_dict: StateDict, prefix: st
 
 
 def insert_among_children(parent: nn.Module, state_dict: StateDict, prefix: str) -> int:
-    """``insert_feature_attention`` for the children of one module, such as a list of necks."""
+    """Do ``insert_feature_attention`` for the children of one module, such as a list of necks."""
     children = dict(parent.named_children())
     attention = {name: child for name, child in children.items()
                  if isinstance(child, FeatureAttention)}
@@ -56,9 +56,9 @@ def insert_among_children(parent: nn.Module, state_dict: StateDict, prefix: str)
         has = f'has {listed(sorted(found - own.keys()))}' if found - own.keys() else (
             f'lacks {listed(sorted(own.keys() - found))}')
         raise ConversionError(
-            f'the checkpoint {has}, unlike the network, which has here '
-            f'{", ".join(type(child).__name__ for child in children.values())}: give the config '
-            'that it was trained with, or a checkpoint without FeatureAttention')
+            f'the checkpoint {has}, but the network has '
+            f'{", ".join(type(child).__name__ for child in children.values())} here: give the '
+            'config that it was trained with, or a checkpoint without FeatureAttention')
     if found:
         return 0
     if isinstance(parent, nn.Sequential):
@@ -71,7 +71,7 @@ def insert_among_children(parent: nn.Module, state_dict: StateDict, prefix: str)
 
 def _renumber(others: dict[str, nn.Module], state_dict: StateDict, prefix: str,
               keys: list[str]) -> None:
-    """Move the weights of a neck, or of a list of them, to the places that they have here."""
+    """Move the weights of a neck, or of a list of necks, to their places in this list."""
     places = {f'{prefix}{number}.': name for number, name in enumerate(others)}
     if len(others) == 1:
         (name, neck), = others.items()

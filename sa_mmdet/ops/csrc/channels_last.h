@@ -28,7 +28,7 @@ struct Chunks {
     return shape.n * per_image;
   }
 
-  // f(chunk, n, offset, pixels), the offset being that of the chunk's first element
+  // f(chunk, n, offset, pixels), with the offset of the chunk's first element
   template <typename F>
   void parallel(F f) const {
     at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
@@ -39,7 +39,7 @@ struct Chunks {
     });
   }
 
-  // f(plane, c, partial), the partial sums of a plane's chunks lying shape.c apart
+  // f(plane, c, partial), with the partial sums of a plane's chunks shape.c apart
   template <typename Sums, typename F>
   void merge(const std::vector<Sums>& sums, F f) const {
     at::parallel_for(0, shape.n * shape.c, 1024, [&](int64_t begin, int64_t end) {
@@ -88,8 +88,8 @@ void chunk_moments(const T* x, int64_t pixels, int64_t channels, Moments* moment
   }
 }
 
-// What the elements of all channels of an image have in common, as arrays. The channel branch is the
-// spatial one with slope 0.
+// The gates of all channels of an image, as arrays. The channel branch is the spatial branch with
+// slope 0.
 template <typename T>
 struct Gates {
   using acc_t = accumulate_t<T>;
@@ -107,7 +107,7 @@ struct Gates {
   }
 };
 
-// One pack of elements of x with what its gate gives; v is what is attended to.
+// One pack of elements of x with their gates; v is the attention's input.
 template <typename T, bool kAddsIdentity>
 struct Gated {
   Pack<T> v, slope, deviation;
@@ -184,7 +184,7 @@ void channels_last_gate(
   });
 }
 
-// dy of both halves of the channels. With an identity, that is where the ReLU's output is positive.
+// dy of both halves of the channels. With an identity, it is 0 where the ReLU's output is.
 template <typename T, bool kAddsIdentity>
 std::pair<Pack<T>, Pack<T>> load_gradient(const T* dy, const T* out, int64_t at, int count) {
   auto gradient = load_interleaved<T>(dy + at, count);
@@ -234,8 +234,7 @@ void chunk_sums(
   }
 }
 
-// out and didentity are null for attention alone. dx is left alone where it is
-// null.
+// out and didentity are null for attention alone. dx is not written if it is null.
 template <typename T, bool kAddsIdentity>
 void channels_last_backward(
     const T* dy, const T* out, const T* x, T* dx, T* didentity, const Statistics* stats,

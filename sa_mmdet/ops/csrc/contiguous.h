@@ -27,8 +27,8 @@ struct Shape {
 // Sums run in the type of computation over a block, from block to block in double.
 constexpr int64_t kBlock = 4096;
 
-// Of deviations from one of the values: where the mean is far beyond them, a sum of the values would
-// lose their digits.
+// The mean of deviations from one of the values. If the mean is much larger than the deviations, a
+// sum of the values would lose digits.
 template <typename T>
 double plane_mean(const T* x, int64_t area) {
   const accumulate_t<T> first = *x, center = std::isfinite(first) ? first : 0;
@@ -65,8 +65,8 @@ Moments plane_moments(const T* x, int64_t area) {
   return moments;
 }
 
-// The plane after this one, which is read soon, comes into the cache while this one is gated. After
-// the last plane there is nothing to read, but a prefetch does not read.
+// Fetches the next plane into the cache while this one is gated. After the last plane there is
+// nothing to read, but a prefetch does not read.
 template <typename T>
 void prefetch_next_plane(const T* x, int64_t area) {
 #if defined(__GNUC__)
@@ -172,7 +172,7 @@ void gate_plane(
   });
 }
 
-// In the channel branch, whose gate is one number.
+// For the channel branch, whose gate is one number.
 template <typename T, typename Around>
 RawSums scale_sums(
     const T* x, int64_t area, const Gate<accumulate_t<T>>& gate, const Affine& affine,
@@ -253,13 +253,13 @@ void gate_plane_backward(
   });
 }
 
-// Enough work for a thread: that of 32768 elements.
+// 32768 elements are enough work for a thread.
 inline int64_t planes_per_task(int64_t area) {
   return std::max<int64_t>(1, 32768 / area);
 }
 
-// around(n, c, affine, center): what surrounds the plane of input channel c. y may be x where no
-// channel is moved.
+// around(n, c, affine, center): what surrounds the plane of input channel c. y may be x if no
+// channel moves.
 template <typename T, typename P, typename F>
 void contiguous_forward(
     Planes<const T> x, Planes<T> y, Statistics* stats, const P& parameters, const Shape& shape,
@@ -286,7 +286,7 @@ void contiguous_forward(
       });
 }
 
-// dx is left alone where it has no data.
+// dx is not written if it has no data.
 template <typename T, typename F>
 void contiguous_backward(
     Planes<const T> x, Planes<T> dx, const Statistics* stats, PlaneSums* sums,

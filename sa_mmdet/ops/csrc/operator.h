@@ -1,6 +1,6 @@
-// The operators sa_mmdet::shuffle_attention_{forward,backward}_<capability>. Each instruction set
-// has a source file of its own, which names it, includes this one, and becomes a library of its
-// own; cpp.py loads the one that fits the machine.
+// The operators sa_mmdet::shuffle_attention_{forward,backward,gate}_<capability>. Each instruction
+// set has a source file, which names it, includes this file and becomes a library. cpp.py loads the
+// library that fits the machine.
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -44,7 +44,7 @@ Planes<T> planes_of(const Tensor& x) {
   return {static_cast<T*>(x.data_ptr()), x.stride(0), x.stride(1)};
 }
 
-// The values of tensors of size values each, one after the other, in double.
+// The values of tensors, each of size values, one after the other, in double.
 std::vector<double> gather(at::TensorList tensors, int64_t size) {
   std::vector<double> values;
   values.reserve(tensors.size() * size);
@@ -61,7 +61,7 @@ std::vector<double> gather(at::TensorList tensors, int64_t size) {
   return values;
 }
 
-// The numbers that the tensors of a call hold. Keep it as long as the Parameters that point to it.
+// The numbers that the tensors of a call hold. It must outlive the Parameters that point to it.
 struct Gathered {
   std::vector<double> attention, batch_norm;
   int64_t p;
@@ -99,14 +99,14 @@ struct Gathered {
   }
 };
 
-// That of the tensors if it is one, else double.
+// The type of the tensors if they share it, else double.
 at::ScalarType gradient_type(at::TensorList tensors) {
   for (const auto& tensor : tensors)
     if (tensor.scalar_type() != tensors[0].scalar_type()) return at::kDouble;
   return tensors.empty() ? at::kDouble : tensors[0].scalar_type();
 }
 
-// (6, p): of the attention's parameters, from the sums over all planes of their channel.
+// (6, p), for the attention's parameters, from the sums over all planes of their channel.
 Tensor attention_gradients(
     const std::vector<PlaneSums>& sums, const Parameters& parameters, int64_t channels) {
   const int64_t p = parameters.p;
@@ -128,7 +128,7 @@ Tensor attention_gradients(
   return gradients;
 }
 
-// (2, channels): of the batch norm's weight and bias.
+// (2, channels), for the batch norm's weight and bias.
 Tensor batch_norm_gradients(const std::vector<PlaneSums>& sums, int64_t channels) {
   Tensor gradients = at::zeros({2, channels}, at::kDouble);
   double* of = gradients.mutable_data_ptr<double>();
@@ -212,8 +212,9 @@ std::tuple<Tensor, Tensor> forward(
   return {y, stats};
 }
 
-// Write over z what the attention makes of it where its shuffle is absorbed, and with an identity
-// that added and a ReLU. The parameters are those of ChannelParameters, with a value a channel.
+// Overwrites z with what the attention makes of it after its shuffle was absorbed. With an
+// identity, adds it and applies a ReLU. The parameters are as in ChannelParameters, with a value
+// for each channel.
 void gate(
     const Tensor& z, const std::optional<Tensor>& identity, at::TensorList parameters, double eps) {
   TORCH_CHECK_VALUE(z.dim() == 4, "z must have four dimensions, not ", z.dim());
@@ -268,9 +269,9 @@ void backward_contiguous(
       });
 }
 
-// Of the attention, and with out of what follows it. Returns dx, didentity and the gradients of the
-// batch norm's and the attention's parameters; the first two are empty without input_gradients, the
-// second without out.
+// The derivative of the attention and, with out, of what follows it. Returns dx, didentity and the
+// gradients of the batch norm's and the attention's parameters. dx and didentity are empty without
+// input_gradients, didentity also without out.
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor& dy, const Tensor& x, const std::optional<Tensor>& out, const Tensor& stats,
     at::TensorList batch_norm, at::TensorList attention, int64_t groups, double eps, double bn_eps,

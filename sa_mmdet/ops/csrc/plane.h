@@ -6,7 +6,7 @@
 
 namespace sa_mmdet {
 
-// Of a plane of the input; the variance is only defined in the spatial branch.
+// The statistics of a plane of the input. The variance is only defined in the spatial branch.
 struct Statistics {
   double mean, variance;
 };
@@ -33,7 +33,7 @@ struct Moments {
   }
 };
 
-// What is attended to is scale * x + shift.
+// The attention's input is scale * x + shift.
 struct Affine {
   double scale, shift;
 
@@ -42,7 +42,7 @@ struct Affine {
   }
 };
 
-// Batch norm with frozen statistics, of each channel; without scale the identity.
+// Batch norm with frozen statistics of each channel. Without scale, it is the identity.
 struct BatchNorm {
   const double *scale, *shift, *mean, *rstd;
 
@@ -62,16 +62,16 @@ inline double sigmoid(double z) {
   return 1 / (1 + std::exp(-z));
 }
 
-// dx = scale dy s + slope (dz - mean - linear (x - center)) + constant, with the gate s, what is
-// attended to v and dz = dy v s (1 - s). What should cancel is subtracted first, before the
+// dx = scale dy s + slope (dz - mean - linear (x - center)) + constant, with the gate s, the
+// attention's input v and dz = dy v s (1 - s). What should cancel is subtracted first, before the
 // slope can magnify it.
 template <typename acc_t>
 struct InputGradient {
   acc_t scale, mean, linear, constant;
 };
 
-// Over a plane: of dz (x - center), dz, dy s (x - center) and dy s. The channel branch has no use
-// for the first, attention without batch norm none for the last two.
+// A plane's sums of dz (x - center), dz, dy s (x - center) and dy s. The channel branch does not
+// need the first, attention without batch norm does not need the last two.
 struct RawSums {
   double dz_deviation, dz, dv_deviation, dv;
 
@@ -83,9 +83,9 @@ struct RawSums {
   }
 };
 
-// What the parameters' gradients are sums of, over the planes of their channel: for the attention,
-// dz times what the weight multiplies (the mean; the normalised v), and dz; for the batch norm's
-// weight and bias, dv times the normalised x, and dv.
+// A plane's terms of the parameters' gradients, which are sums over the planes of their channel.
+// For the attention, they are dz times what the weight multiplies (the mean; the normalised v), and
+// dz. For the batch norm's weight and bias, they are dv times the normalised x, and dv.
 struct PlaneSums {
   double weight, bias, bn_weight, bn_bias;
 };
@@ -183,9 +183,9 @@ struct Parameters {
   }
 };
 
-// What is left of the attention where its shuffle is absorbed by the layer before, which leaves out a
-// part of its bias: of each channel, the slope for planes of variance 1, what the mean is multiplied
-// with, a constant, and that part.
+// What is left of the attention after the layer before has absorbed its shuffle and left out a part
+// of its own bias. For each channel: the slope for planes of variance 1, the factor of the mean, a
+// constant, and that part of the bias.
 struct ChannelParameters {
   const double *slope, *of_mean, *constant, *shift;
   double eps;
@@ -208,7 +208,7 @@ struct ChannelParameters {
   template <typename acc_t>
   Gate<acc_t> gate(int64_t c, const Statistics& stats) const {
     const auto center = static_cast<acc_t>(stats.mean);
-    // the variance is not known where there is no slope
+    // the variance is not known without a slope
     const double of_plane = is_spatial(c) ? slope[c] / std::sqrt(stats.variance + eps) : 0;
     const double offset =
         of_mean[c] * (stats.mean + shift[c]) + constant[c] + of_plane * (center - stats.mean);

@@ -1,4 +1,4 @@
-// Vectors of elements of a tensor, held in the type they are computed in.
+// Vectors of a tensor's elements, in the type of computation.
 #pragma once
 
 #include <ATen/OpMathType.h>
@@ -118,7 +118,7 @@ inline Pack<T> fmadd(const Pack<T>& a, const Pack<T>& b, const Pack<T>& c) {
 }
 
 // x = k ln 2 + r with |r| <= ln(2) / 2; a polynomial for exp(r), an exponent for 2^k. Adding
-// 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the float; 127 more is the
+// 1.5 * 2^23 rounds to an integer, which is then in the low bits of the float; 127 more is the
 // bias of the exponent. Relative error below 1.2e-7 for |x| < 87; x beyond is taken as +-87.
 inline at::vec::Vectorized<float> exp(at::vec::Vectorized<float> x) {
   using Vec = at::vec::Vectorized<float>;
@@ -195,7 +195,7 @@ inline std::pair<Pack<T>, Pack<T>> load_interleaved(
   return packs;
 }
 
-// f(i, count) over [begin, end) in packs; count is a compile-time constant but for the last one.
+// f(i, count) over [begin, end) in packs; count is a compile-time constant except for the last one.
 template <typename T, typename F>
 inline void for_each_pack(int64_t begin, int64_t end, F f) {
   constexpr int kSize = Pack<T>::kSize;

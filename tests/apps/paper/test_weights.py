@@ -101,7 +101,7 @@ def test_classifiers_of_a_work_dir(tmp_path, weights):
 @pytest.mark.parametrize(('files', 'message'), [
     (['sa.pth', 'sa.pth'], 'are both of ResNet-50 with SA'),
     (['sa.pth'], 'no checkpoint of ResNet-50 with SE (for retinanet_se-r50)'),
-    (['sa.pth', 'text.pth'], 'text.pth is not a checkpoint'),
+    (['sa.pth', 'text.pth'], 'text.pth is not a PyTorch checkpoint'),
     (['other.pth'], 'begins with a: expected a checkpoint of a ResNet-50, -101 or -152'),
     (['none.pth'], 'none.pth does not exist'),
 ], ids=str)

@@ -214,4 +214,4 @@ def test_backbone_tool_refuses(run_tool, args, message):
 def test_backbone_tool_refuses_an_unknown_implementation(run_tool, force_ops):
     force_ops('nonsense')
     code, _ = run_tool('benchmark', 'backbone', '--size', '64', '64')
-    assert code.startswith("error: SA_MMDET_OPS='nonsense' is no implementation")
+    assert code.startswith("error: SA_MMDET_OPS='nonsense' is not an implementation")
