@@ -3,15 +3,15 @@
 # zoo tries attention in every family of MMDetection's configs: docs/compatibility.md.
 # Tests run in WORKERS processes (2), with one thread each.
 #
-# With an NVIDIA GPU the default is onedl, the maintained fork: mmcv 2.1.0 of the openmmlab stack
-# compiles with the CUDA 13 that the pinned torch brings, but has not been run with it.
+# With an NVIDIA GPU the default is onedl, the maintained fork. mmcv 2.1.0 of the openmmlab stack
+# compiles with CUDA 13, which the pinned torch uses, but has not been run with it.
 STACK ?= $(if $(shell nvidia-smi -L 2>/dev/null),onedl,openmmlab)
 PYTHON ?= python3
 ARGS ?=
 WORKERS ?= 2
 
 ifeq ($(filter $(STACK),openmmlab onedl),)
-$(error STACK is openmmlab or onedl, got "$(STACK)")
+$(error STACK must be openmmlab or onedl, got "$(STACK)")
 endif
 
 VENV := .venv/$(STACK)
@@ -26,7 +26,7 @@ quickstart: install
 test: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
-# The library alone, without Triton's interpreter, whole detectors and compilers: two minutes.
+# Only the library, without Triton's interpreter, whole detectors and compilers: two minutes.
 test-fast: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --hypothesis-profile=fast \
 		-k "not triton and not detectors and not distributed and not compil" \
@@ -35,20 +35,20 @@ test-fast: install
 test-slow: install
 	$(RUN) -m pytest -n $(WORKERS) --dist loadgroup --slow $(ARGS)
 
-# MMPretrain's backbones need torchvision, which lies aside where it was built for another torch.
-# A worker that is past the limit of seconds is killed, and another takes its place (which groups of
-# tests, by --dist loadgroup, would not bear: they begin again with the same test).
+# MMPretrain's backbones need torchvision. If it was built for another torch, it is in a separate
+# folder. A worker that exceeds the timeout is killed and replaced. So there is no --dist loadgroup
+# here: a replaced worker would start its group again with the same test.
 zoo: install
 	PYTHONPATH=$$($(RUN) -c 'import torchvision' 2>/dev/null || echo $(ASIDE)) $(RUN) -m pytest \
 		-n $(WORKERS) --timeout 600 --timeout-method thread tests/zoo/detectors.py $(ARGS)
 
-dropin: zoo  # its former name, for one release
+dropin: zoo  # the former name, kept for one release
 
 docs: install
 	$(RUN) -m sphinx -q -W --keep-going -c docs . docs/_build/html
 	@echo "$(CURDIR)/docs/_build/html/docs/index.html"
 
-# Whether external links lead somewhere, which needs the network.
+# Check the external links; this needs the network.
 linkcheck: install
 	$(RUN) -m sphinx -q -b linkcheck -c docs . docs/_build/linkcheck
 
@@ -57,7 +57,7 @@ lint: install
 	$(RUN) -m mypy
 	$(RUN) docs/prose.py
 
-# All that install takes from the package index, for a machine that does not reach it.
+# Download what install takes from the package index, for a machine without access to it.
 wheels: install
 	$(RUN) -m pip wheel --no-deps --no-build-isolation --wheel-dir wheels -r requirements/build.txt \
 		-r requirements/common.txt -r requirements/imagenet.txt -r requirements/test.txt \

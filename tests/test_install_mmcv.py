@@ -112,10 +112,10 @@ def test_interrupted_it_goes_on_and_what_was_compiled_is_kept(machine):
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 1
     assert 'installing mmcv==9.0: it is not installed yet\n' in output
-    assert re.search(r'nothing is taken from MMCV_WHEELS=\S+/wheels: .*mmcv==9\.0', output)
+    assert re.search(r'skipping MMCV_WHEELS=\S+/wheels: .*mmcv==9\.0', output)
     assert re.search(r'compiling mmcv==9\.0 for the CPU: about \d+ minutes .* 1 files at', output)
     assert output.rstrip().endswith(
-        'interrupted: what was compiled is kept, run the same command again to go on')
+        'interrupted: what was compiled is kept. Run the same command again to continue')
     assert 'Traceback' not in output
 
     slow.unlink()
@@ -134,7 +134,7 @@ def test_interrupted_it_goes_on_and_what_was_compiled_is_kept(machine):
     carried = dict(MMCV_WHEELS=folder, XDG_CACHE_HOME=str(machine.folder / 'other'))
     status, output = machine.run(**carried)
     assert status == 0
-    assert f'{wheel}, of MMCV_WHEELS, is installed and works' in output
+    assert f'{wheel}, from MMCV_WHEELS, is installed and works' in output
     assert len(machine.compiled) == 3
 
 
@@ -156,7 +156,7 @@ def test_what_does_not_compile(machine):
      'nvcc fatal   : Unsupported gpu architecture'),
     ('OSError: [Errno 28] No space left on device\n',
      'OSError: [Errno 28] No space left on device'),
-    ('', 'it says nothing'),
+    ('', 'no output'),
 ])
 def test_the_first_error(output, told):
     assert install_mmcv.first_error(output) == told
@@ -251,14 +251,14 @@ def test_cuda_where_torch_has_it_and_there_is_a_gpu(gpu, machine_is, expected, c
     gpu(**machine_is)
     assert install_mmcv.cuda_version() == expected
     said = capsys.readouterr().out
-    assert ('built for the CPU and does not use the GPU' in said) == (machine_is == dict(smi=H100))
+    assert ('built for the CPU and does not use this GPU' in said) == (machine_is == dict(smi=H100))
 
 
 @pytest.mark.parametrize(('machine_is', 'message'), [
-    (dict(FORCE_CUDA='1'), 'FORCE_CUDA=1, but torch .* is built for the CPU: install one with'),
+    (dict(FORCE_CUDA='1'), 'FORCE_CUDA=1, but torch .* is built for the CPU: install a torch with'),
     (dict(hip='6.4', available=True), 'torch .* is for ROCm'),
     (dict(cuda='13.0', smi=dict(H100, driver_version='550.54\\n')),
-     r'torch \S+ cannot use: its driver is 550\.54, CUDA 13\.0 may need a newer one\. Update it'),
+     r'cannot use .*: its driver is 550\.54, and CUDA 13\.0 may need a newer one\. Update'),
 ])
 def test_cuda_that_cannot_be(gpu, machine_is, message):
     gpu(**machine_is)
@@ -279,7 +279,7 @@ def test_architectures_are_those_of_the_gpus_that_are_there(gpu, machine_is, exp
 
 def test_no_gpu_to_compile_for(gpu):
     gpu(cuda='13.0', FORCE_CUDA='1')
-    with pytest.raises(Problem, match=r'which GPUs is it for.*TORCH_CUDA_ARCH_LIST=9\.0'):
+    with pytest.raises(Problem, match=r'no GPU is found: set TORCH_CUDA_ARCH_LIST .* 9\.0'):
         install_mmcv.cuda_architectures()
 
 
@@ -334,10 +334,10 @@ def test_a_toolkit_is_tried_as_mmcv_will_use_it(toolkits, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(('machine_is', 'said'), [
     (dict(), ''),
-    (dict(a='12.4'), 'CUDA 12.4 of .*/a: torch .* has CUDA 13.0'),
-    (dict(a='13.1'), 'CUDA 13.1 of .*/a: torch .* has CUDA 13.0'),
+    (dict(a='12.4'), 'skipping CUDA 12.4 in .*/a: torch .* has CUDA 13.0'),
+    (dict(a='13.1'), 'skipping CUDA 13.1 in .*/a: torch .* has CUDA 13.0'),
     (dict(a='13.0', compiler='echo "fatal error: cusparse.h: No" >&2; exit 1'),
-     'CUDA 13.0 of .*/a: fatal error: cusparse.h: No'),
+     'skipping CUDA 13.0 in .*/a: fatal error: cusparse.h: No'),
 ], ids=['none', 'older', 'newer', 'incomplete'])
 def test_else_the_index_has_the_compiler_of_exactly_torchs_version(
         toolkits, machine_is, said, capsys):
@@ -346,7 +346,7 @@ def test_else_the_index_has_the_compiler_of_exactly_torchs_version(
     assert set(asked[2:]) == {'nvidia-cuda-nvcc==13.0.*', 'nvidia-cuda-crt==13.0.*',
                               'nvidia-nvvm==13.0.*', 'nvidia-cuda-cccl==13.0.*'}
     output = capsys.readouterr().out
-    assert re.search(f'{said}.*the compiler of CUDA 13.0 is taken from the package index', output,
+    assert re.search(f'{said}.*installing the CUDA 13.0 compiler from the package index', output,
                      re.DOTALL)
 
 
@@ -367,9 +367,9 @@ def test_layout_of_the_indexs_compiler(toolkits, tmp_path):
 
 @pytest.mark.parametrize(('machine_is', 'cuda', 'message'), [
     (dict(a='11.8'), '12.6',
-     r'no compiler of CUDA 12\.6.*Install the CUDA toolkit 12\.6 and set CUDA_HOME to it'),
+     r'no compiler found for CUDA 12\.6.*Install the CUDA toolkit 12\.6 and set CUDA_HOME to it'),
     (dict(index_compiler='echo "error: unsupported GNU version!" >&2; exit 1'), '13.0',
-     'CUDA 13.0 of the package index does not compile here: error: unsupported GNU version!.*CXX'),
+     '13.0 from the package index does not compile here: error: unsupported GNU version!.*CXX'),
 ], ids=['cuda12', 'host_compiler'])
 def test_no_compiler(toolkits, machine_is, cuda, message):
     with pytest.raises(Problem, match=message):
@@ -377,9 +377,9 @@ def test_no_compiler(toolkits, machine_is, cuda, message):
 
 
 @pytest.mark.parametrize(('free', 'jobs', 'message'), [
-    (10**9, '1', r'compiling mmcv needs \d GB in .*, 1\.0 are free: make room, or set XDG_CACHE_'),
-    (10**12, 'many', 'MAX_JOBS=many: must be a number of files'),
-    (10**12, '0', 'MAX_JOBS=0: must be a number of files'),
+    (10**9, '1', r'compiling mmcv needs \d GB in .*, but only 1\.0 GB are free: make room'),
+    (10**12, 'many', 'MAX_JOBS=many: expected a number of files'),
+    (10**12, '0', 'MAX_JOBS=0: expected a number of files'),
 ])
 def test_before_it_compiles(monkeypatch, tmp_path, free, jobs, message):
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: SimpleNamespace(free=free))
@@ -402,7 +402,7 @@ def checked(monkeypatch):
 
 @pytest.mark.parametrize(('end', 'message'), [
     (dict(returncode=1, stderr="ModuleNotFoundError: No module named 'mmengine'"),
-     "mmcv requires what is not installed: ModuleNotFoundError: No module named 'mmengine'"),
+     "a package that mmcv needs is not installed: ModuleNotFoundError: No module named 'mmengine'"),
     (dict(returncode=install_mmcv.GPU_FAILS, stderr='CUDA out of memory'),
      'torch cannot use the GPU now: CUDA out of memory'),
 ], ids=['requirement', 'busy_gpu'])
@@ -417,7 +417,7 @@ def test_what_another_mmcv_would_not_mend(checked, end, message):
     (dict(returncode=0, stdout='13.0\n'), Wanted('mmcv==9.0'), None),
     (dict(returncode=0, stdout='loaded\nnot available\n'), Wanted('mmcv'), None),
     (dict(returncode=0, stdout='not available\n'), Wanted('mmcv==9.0', '13.0'),
-     'its operators are compiled for the CPU alone, torch is for CUDA 13.0'),
+     'its operators are compiled for the CPU only, but torch has CUDA 13.0'),
     (dict(returncode=1, stderr="No module named 'mmcv._ext'"), Wanted('mmcv'),
      "No module named 'mmcv._ext'"),
     (dict(returncode=0, stdout='13.0\n'), Wanted('mmcv==9.1'), 'mmcv 9.0 is installed'),

@@ -28,7 +28,7 @@ def logged(folder, file):
 def test_two_iterations_are_under_the_floor_and_a_second_run_goes_on(tmp_path):
     first = run(tmp_path, '--cfg-options', *FEW)
     assert first.returncode == 1, first.stdout
-    assert 'AP is under the floor of 0.5' in first.stdout
+    assert 'AP is below the minimum of 0.5' in first.stdout
     assert 'eta:' in first.stdout
     assert (tmp_path / 'work_dirs/quickstart/predictions.png').stat().st_size > 10_000
     second = run(tmp_path, '--min-ap', '-1', '--cfg-options', *FEW)
@@ -46,7 +46,7 @@ def test_folder_of_something_else(tmp_path):
     result = run(tmp_path)
     assert result.returncode == 1
     assert result.stdout.endswith('remove it, or choose another folder\n')
-    assert 'error: data/shapes exists and is not the data set of drawn shapes' in result.stdout
+    assert 'error: data/shapes exists, but is not the data set of drawn shapes' in result.stdout
     assert 'Traceback' not in result.stdout
 
 

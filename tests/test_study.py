@@ -145,7 +145,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, run_tool):
     (tmp_path / 'd/notes.txt').touch()
     code, output = run_tool('reproduce', *command(tmp_path / 'w', tmp_path / 'd')[2:])
     assert code not in (0, None)
-    assert 'd exists and is not the data set of textured shapes' in output
+    assert 'd exists, but is not the data set of textured shapes' in output
     assert 'choose another folder' in output
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert a checkpoint for a detector; docs/weights.md explains what is done."""
+"""Convert a checkpoint for a detector; docs/weights.md explains the conversion."""
 import argparse
 import sys
 from pathlib import Path
@@ -14,13 +14,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', type=Path, help='config of the detector that the weights are for')
     parser.add_argument('checkpoint', type=Path,
-                        help="a detector's, a backbone's or a classifier's weights: MMDetection's, "
-                        "torchvision's, MMPretrain's or the SA-Net authors'")
-    parser.add_argument('out', type=Path, help='the file to write, which must not exist')
+                        help='weights of a detector, backbone or classifier, from MMDetection, '
+                        'torchvision, MMPretrain or the SA-Net authors')
+    parser.add_argument('out', type=Path, help='file to write; must not exist')
     parser.add_argument('--verify', action='store_true', help="compare the features before and "
                         'after, on random input in float64')
-    parser.add_argument('--deploy', action='store_true', help='write the network as it is '
-                        'deployed: batch norms folded, the shuffle absorbed (docs/deploy.md)')
+    parser.add_argument('--deploy', action='store_true', help='write the deployed network: batch '
+                        'norms folded, shuffle absorbed (docs/deploy.md)')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     return parser.parse_args()

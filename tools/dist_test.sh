@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# MMDetection's own dist_test.sh. While it is sourced $0 stays this file, so that it starts the
-# test.py beside this one.
+# Source MMDetection's dist_test.sh. $0 is still this file, so it starts this folder's test.py.
 if [[ $# -lt 3 || ! ${3} =~ ^([1-9][0-9]*|auto|gpu|cpu)$ ]]; then
     echo "usage: $0 CONFIG CHECKPOINT GPUS [option of test.py ...], got: ${*:-nothing}" >&2
     exit 2

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# MMDetection's own dist_train.sh. While it is sourced $0 stays this file, so that it starts the
-# train.py beside this one.
+# Source MMDetection's dist_train.sh. $0 is still this file, so it starts this folder's train.py.
 if [[ $# -lt 2 || ! ${2} =~ ^([1-9][0-9]*|auto|gpu|cpu)$ ]]; then
     echo "usage: $0 CONFIG GPUS [option of train.py ...], got: ${*:-nothing}" >&2
     exit 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a trained detector as an ONNX file that runs without this package; see docs/deploy.md."""
+"""Export a detector to an ONNX file that runs without this package; see docs/deploy.md."""
 import argparse
 import sys
 from pathlib import Path
@@ -27,14 +27,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', type=Path,
                         help='config of a Faster R-CNN, Mask R-CNN or RetinaNet')
     parser.add_argument('checkpoint', type=Path, help='its trained weights')
-    parser.add_argument('out', type=Path, help='the file to write, which must not exist')
+    parser.add_argument('out', type=Path, help='file to write; must not exist')
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument('--size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'),
-                       help='of all images that the file will take')
-    sizes.add_argument('--dynamic', action='store_true', help='images of any size; the default')
+                       help='size of the images that the file takes')
+    sizes.add_argument('--dynamic', action='store_true', help='take images of any size (default)')
     parser.add_argument('--verify', type=Path, metavar='IMAGE',
-                        help='compare the detections in a picture with those of PyTorch')
-    parser.add_argument('--opset', type=int, default=OPSET, help='of ONNX; %(default)s by default')
+                        help='compare the detections in IMAGE with PyTorch\'s')
+    parser.add_argument('--opset', type=int, default=OPSET,
+                        help='ONNX opset (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     args = parser.parse_args()

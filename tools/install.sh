@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install one stack and sa_mmdet into a virtual environment; `make install` calls it. It may be
-# interrupted and run again: what is there is not installed twice.
+# Install one stack and sa_mmdet into a virtual environment; `make install` calls it. If it is
+# interrupted, run it again: it skips what is already installed.
 #
 # Usage: tools/install.sh openmmlab|onedl VENV
 set -euo pipefail
@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 
-# step NAME ADVICE COMMAND...: run a command into the log; on failure show its first error and advice.
+# step NAME ADVICE COMMAND...: run a command into the log; if it fails, show its first error and ADVICE.
 step() {
     local name=$1 advice=$2 before
     shift 2
@@ -29,7 +29,7 @@ $advice
 Log: $log"
 }
 
-# first_error N: the first error in the log after line N; its last line if none says so.
+# first_error N: print the first error in the log after line N, or its last line if there is none.
 first_error() {
     awk -v before="$1" '
         NR > before && !error && !/subprocess-exited/ &&
@@ -37,18 +37,18 @@ first_error() {
         END { print error ? error : $0 }' "$log"
 }
 
-# What must be free before torch is downloaded and unpacked, which with CUDA is 3 GB more.
+# Check the disk space to download and unpack torch; the build with CUDA is 3 GB larger.
 check_disk() {
     local needed=4 free
     ! nvidia-smi -L >/dev/null 2>&1 && [ "${FORCE_CUDA:-0}" != 1 ] || needed=10
     free=$(($(df --output=avail -k "$venv" | tail -n 1) / 1000000))
     [ -e "$venv"/lib/python3*/site-packages/torch ] || [ "$free" -ge "$needed" ] ||
-        fail "$needed GB are needed in $venv, $free are free: make room, or clone to a larger disk"
+        fail "$needed GB are needed in $venv, but $free GB are free: make room, or clone to a larger disk"
 }
 
-# torchvision belongs to one build of torch: that of the package index is made with CUDA, and where
-# torch is not it raises at import, which MMEngine does not expect. So it is tried in a folder aside,
-# from where the tests, which need its Python alone, take it if it does not load.
+# torchvision must match the build of torch. The package index has one for CUDA, which raises at
+# import next to a torch for the CPU, and MMEngine does not expect that. So try it in a separate
+# folder first. If it does not load, it stays there for the tests, which only need its Python code.
 install_torchvision() {
     local aside=$venv/torchvision wanted
     wanted=$(sed -n 's/==/-/p' requirements/torchvision.txt)
@@ -60,13 +60,13 @@ install_torchvision() {
 
 check_machine() {
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
-        fail "Python 3.11 or 3.12 is needed, $python is $("$python" --version 2>&1 || true): give another by PYTHON=..."
+        fail "Python 3.11 or 3.12 is needed, but $python is $("$python" --version 2>&1 || true): set PYTHON=... to another"
     "$python" -c 'import venv, ensurepip' 2>/dev/null ||
         fail "$python has no venv module: install it (Debian and Ubuntu: apt-get install python3-venv)"
     "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-        fail "$python has no headers, which mmcv's operators are built with: install them (Debian and Ubuntu: apt-get install python3-dev)"
+        fail "$python has no headers, which mmcv's operators need to compile: install them (Debian and Ubuntu: apt-get install python3-dev)"
     command -v "${CXX:-c++}" >/dev/null ||
-        fail "no C++ compiler found, which mmcv's operators are built with: install g++ (Debian and Ubuntu: apt-get install g++)"
+        fail "no C++ compiler found, which mmcv's operators need: install g++ (Debian and Ubuntu: apt-get install g++)"
 }
 
 check_machine
@@ -87,14 +87,13 @@ grep -v mmcv "requirements/$stack.txt" >"$venv/requirements.txt"
 step 'MMEngine and MMDetection' "$network" "${pip[@]}" --no-deps -r "$venv/requirements.txt"
 echo "[$stack] mmcv"
 "$venv/bin/python" tools/install_mmcv.py "$(grep mmcv "requirements/$stack.txt")" --log "$log"
-step 'sa_mmdet, whose operator is compiled (a minute)' \
-    "With SA_MMDET_BUILD=0 it is installed without; the formula in PyTorch takes its place." \
+step 'sa_mmdet (compiling its operator takes a minute)' \
+    "Set SA_MMDET_BUILD=0 to install without it; the PyTorch reference replaces it." \
     env SA_MMDET_BUILD="${SA_MMDET_BUILD:-1}" "${pip[@]}" --no-deps -e .
-step 'check' "Remove $venv and try again; if it happens again, the log says what does not import." \
+step 'check' "Remove $venv and try again. If it fails again, the log says which import fails." \
     "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'
 "$venv/bin/python" -c 'import torchvision' 2>/dev/null || cat <<EOF
-[$stack] torchvision is not installed: that of the package index does not load beside this torch, which
-is another build. It is needed to train classifiers on ImageNet and for torchvision:// weights, and by
-nothing else. For these: $venv/bin/pip install --no-deps $(tail -n 1 requirements/torchvision.txt),
-from where your torch came from.
+[$stack] torchvision is not installed: the one in the package index does not match this build of torch.
+Only training on ImageNet and torchvision:// weights need it. If you need it, install it from the index
+that your torch came from: $venv/bin/pip install --no-deps $(tail -n 1 requirements/torchvision.txt)
 EOF

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Install mmcv with operators that work with this Python's torch.
+"""Install an mmcv whose operators work with this Python's torch.
 
-An mmcv that works is left alone. Otherwise it is taken from MMCV_WHEELS, then from what was
-compiled on this machine before, and else compiled: with CUDA where torch has it and a GPU is there.
+An installed mmcv that works is left alone. Otherwise the wheel comes from MMCV_WHEELS or from an
+earlier build on this machine, or is compiled: with CUDA if torch has it and the machine has a GPU.
 
-  MMCV_WHEELS           a folder or page of wheels, tried first
-  FORCE_CUDA=1          compile with CUDA although this machine has no GPU
-  TORCH_CUDA_ARCH_LIST  the GPUs' compute capabilities, such as "8.6;9.0"; else those that are there
-  CUDA_HOME             a CUDA toolkit; else the machine's, or the package index's compiler
-  MAX_JOBS              how many files are compiled at a time
-  XDG_CACHE_HOME        where the folder sa_mmdet with what was compiled is; else ~/.cache
+  MMCV_WHEELS           folder or page of wheels to try first
+  FORCE_CUDA=1          compile with CUDA even without a GPU
+  TORCH_CUDA_ARCH_LIST  compute capabilities, such as "8.6;9.0" (default: those of this machine)
+  CUDA_HOME             CUDA toolkit (default: this machine's, or else the package index's compiler)
+  MAX_JOBS              number of files to compile at a time (default: by cores and memory)
+  XDG_CACHE_HOME        folder for sa_mmdet/, where compiled wheels are kept (default: ~/.cache)
 """
 import argparse
 import fcntl
@@ -32,16 +32,16 @@ from pathlib import Path
 try:
     import torch
 except ImportError as error:
-    sys.exit(f'error: {error}: install torch first, for which mmcv is compiled')
+    sys.exit(f'error: {error}. Install torch first: mmcv is compiled for it')
 
-# Processor minutes and GB, as measured for mmcv 2.1.0 and 2.3.6 with GCC 12 and CUDA 13.0.
+# Minutes of one core and GB, measured with mmcv 2.1.0 and 2.3.6, GCC 12 and CUDA 13.0.
 MINUTES_OF_CPU, MINUTES_OF_CUDA, MINUTES_OF_ARCHITECTURE = 10, 12, 8
 GB_TO_BUILD, GB_OF_A_JOB = 2, 2
 
 COMPILER = ('nvidia-cuda-nvcc', 'nvidia-cuda-crt', 'nvidia-nvvm', 'nvidia-cuda-cccl')
 BUILD_TOOLS = {'setuptools': '<81', 'wheel': '', 'ninja': '', 'packaging': ''}
 
-# Fails where the operators do not load or compute; prints the CUDA version they were compiled with.
+# Fails if the operators do not load or compute; prints the CUDA version they were compiled with.
 GPU_FAILS = 9
 CHECK = f'''
 import sys, torch
@@ -68,14 +68,14 @@ void launch(float* x) { kernel<<<1, 1, 0, at::cuda::getCurrentCUDAStream()>>>(x)
 
 
 class Problem(Exception):
-    """What stops the installation, as a sentence for the user."""
+    """The installation cannot continue; the message says why, for the user."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The mmcv to install: which one, and what it is compiled for."""
+    """The mmcv to install, and what it is compiled for."""
     requirement: str  # such as onedl-mmcv==2.3.6
-    cuda: str | None = None  # such as 13.0; None for the CPU alone
+    cuda: str | None = None  # such as 13.0; None for the CPU only
     given_log: Path | None = None
 
     @property
@@ -92,7 +92,7 @@ class Wanted:
 
     @cached_property
     def folder(self) -> Path:
-        """Where its wheel is kept, by all that it depends on, and where it is compiled."""
+        """Return the folder that compiles and keeps the wheel, named after what it depends on."""
         cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
         python = f'cp{sys.version_info.major}{sys.version_info.minor}'
         target = '_'.join((f'cu{self.cuda}', *self.architectures)) if self.cuda else 'cpu'
@@ -107,10 +107,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('requirement', nargs='?', default=default_requirement(),
-                        help='such as onedl-mmcv==2.3.6; default: %(default)s')
-    parser.add_argument('--wheel-dir', type=Path, metavar='FOLDER', help='put the wheel there, for '
-                        'other machines, and install nothing')
-    parser.add_argument('--log', type=Path, help='file to which the output of pip is added')
+                        help='such as onedl-mmcv==2.3.6 (default: %(default)s)')
+    parser.add_argument('--wheel-dir', type=Path, metavar='FOLDER', help='write the wheel '
+                        'there, for other machines, and install nothing')
+    parser.add_argument('--log', type=Path, help='file to append the output of pip to')
     args = parser.parse_args()
     try:
         wanted = Wanted(args.requirement, cuda_version(), args.log)
@@ -121,14 +121,14 @@ def main() -> None:
             install(wanted)
     except Problem as problem:
         sys.exit(f'error: {problem}')
-    except (OSError, RuntimeError) as error:  # no home, a full disk, a folder of somebody else
-        sys.exit(f'error: {error}: XDG_CACHE_HOME names a folder in which you may write')
+    except (OSError, RuntimeError) as error:  # no home, a full disk, someone else's folder
+        sys.exit(f'error: {error}. Set XDG_CACHE_HOME to a folder that you can write to')
     except KeyboardInterrupt:
-        sys.exit('\ninterrupted: what was compiled is kept, run the same command again to go on')
+        sys.exit('\ninterrupted: what was compiled is kept. Run the same command again to continue')
 
 
 def default_requirement() -> str:
-    """Return the mmcv of the installed MMDetection, in the installed version if there is one."""
+    """Return the mmcv for the installed MMDetection, in its installed version if there is one."""
     name = 'onedl-mmcv' if installed('onedl-mmdetection') else 'mmcv'
     if version := installed(name):
         return f'{name}=={version}'
@@ -136,7 +136,7 @@ def default_requirement() -> str:
 
 
 def installed(name: str) -> str | None:
-    """Return the version of an installed package without what it was built for, such as +cu121."""
+    """Return the version of an installed package, without a local part such as +cu121."""
     try:
         return metadata.version(name).partition('+')[0]
     except metadata.PackageNotFoundError:
@@ -155,19 +155,19 @@ def install(wanted: Wanted) -> None:
             replace_installed(wanted, wheel)
             say(f'{wheel.name}, {origin}, is installed and works')
             return
-    raise Problem(f'no {wanted.requirement} works here. Log: {wanted.log}')
+    raise Problem(f'no wheel of {wanted.requirement} works here. Log: {wanted.log}')
 
 
 def wheels(wanted: Wanted) -> Iterator[tuple[str, Path]]:
-    """Yield the wheels to try, each with where it is from; the next where one does not work."""
+    """Yield the wheels to try in turn, each with its origin."""
     if page := os.environ.get('MMCV_WHEELS'):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 pip(wanted, 'download', '--no-deps', '--no-index', '--only-binary', ':all:',
                     '--find-links', page, '--dest', folder, wanted.requirement)
-                yield 'of MMCV_WHEELS', next(Path(folder).iterdir())
+                yield 'from MMCV_WHEELS', next(Path(folder).iterdir())
             except Problem as problem:
-                say(f'nothing is taken from MMCV_WHEELS={page}: {problem}')
+                say(f'skipping MMCV_WHEELS={page}: {problem}')
     for wheel in wanted.folder.glob('*.whl'):
         yield f'kept in {wanted.folder}', wheel
         wheel.unlink()
@@ -175,23 +175,23 @@ def wheels(wanted: Wanted) -> Iterator[tuple[str, Path]]:
 
 
 def cuda_version() -> str | None:
-    """Return the CUDA version to compile with, such as '13.0'; None for the CPU alone."""
+    """Return the CUDA version to compile with, such as '13.0'; None for the CPU only."""
     version, forced = torch.version.cuda, os.environ.get('FORCE_CUDA') == '1'
     if torch.version.hip:
-        raise Problem(f'torch {torch.__version__} is for ROCm, for which this cannot compile mmcv')
+        raise Problem(f'torch {torch.__version__} is for ROCm, which this tool does not support')
     if forced and not version:
         raise Problem(f'FORCE_CUDA=1, but torch {torch.__version__} is built for the CPU: install '
-                      'one with CUDA, or unset FORCE_CUDA')
+                      'a torch with CUDA, or unset FORCE_CUDA')
     if forced or torch.cuda.is_available():
         return version
     drivers = [] if 'CUDA_VISIBLE_DEVICES' in os.environ else nvidia_smi('driver_version')
     if drivers and version:
         raise Problem(
-            f'there is an NVIDIA GPU that torch {torch.__version__} cannot use: its driver is '
-            f'{drivers[0]}, CUDA {version} may need a newer one. Update it, or install for the CPU '
-            'alone by CUDA_VISIBLE_DEVICES= before the command')
+            f'torch {torch.__version__} cannot use the NVIDIA GPU: its driver is {drivers[0]}, and '
+            f'CUDA {version} may need a newer one. Update the driver, or install for the CPU only '
+            'with CUDA_VISIBLE_DEVICES= before the command')
     if drivers:
-        say(f'note: torch {torch.__version__} is built for the CPU and does not use the GPU here')
+        say(f'note: torch {torch.__version__} is built for the CPU and does not use this GPU')
     return None
 
 
@@ -205,14 +205,14 @@ def cuda_architectures() -> tuple[str, ...]:
     else:
         found = nvidia_smi('compute_cap')
     if not found:
-        raise Problem('FORCE_CUDA=1 without a GPU: which GPUs is it for? Give their compute '
-                      'capabilities, such as TORCH_CUDA_ARCH_LIST=9.0 for H100 and H200, '
+        raise Problem('FORCE_CUDA=1, but no GPU is found: set TORCH_CUDA_ARCH_LIST to the compute '
+                      'capabilities of the GPUs to compile for, such as 9.0 for H100 and H200, '
                       'or "8.0;8.6" for A100 and RTX 30')
     return tuple(sorted(set(found)))
 
 
 def nvidia_smi(field: str) -> list[str]:
-    """Return a field of each GPU; an empty list without a GPU or a driver."""
+    """Return a field of each GPU; an empty list without a GPU or driver."""
     try:
         done = subprocess.run(['nvidia-smi', f'--query-gpu={field}', '--format=csv,noheader'],
                               capture_output=True, text=True)
@@ -222,7 +222,7 @@ def nvidia_smi(field: str) -> list[str]:
 
 
 def problem_of_installed(wanted: Wanted) -> str | None:
-    """Return why the installed mmcv is not the one that is wanted; None if it is."""
+    """Return why the installed mmcv is not the wanted one, or None."""
     found, version = installed(wanted.name), wanted.requirement.partition('==')[2]
     if found is None:
         return 'it is not installed yet'
@@ -232,7 +232,7 @@ def problem_of_installed(wanted: Wanted) -> str | None:
 
 
 def problem_of_wheel(wanted: Wanted, wheel: Path) -> str | None:
-    """Return why the mmcv of a wheel does not work here; None if it does."""
+    """Return why the mmcv in a wheel does not work here, or None."""
     with tempfile.TemporaryDirectory() as folder:
         try:
             pip(wanted, 'install', '--no-deps', '--no-index', '--target', folder, wheel)
@@ -242,10 +242,10 @@ def problem_of_wheel(wanted: Wanted, wheel: Path) -> str | None:
 
 
 def problem_of_import(wanted: Wanted, folder: str = '') -> str | None:
-    """Return why the mmcv of a folder, or of this Python, does not work; None if it does.
+    """Return why the mmcv in a folder, or in this Python, does not work, or None.
 
     Raises:
-        Problem: the reason is not mmcv.
+        Problem: mmcv is not the cause.
     """
     path = os.pathsep.join(filter(None, (folder, os.environ.get('PYTHONPATH'))))
     done = subprocess.run([sys.executable, '-P', '-c', CHECK], capture_output=True, text=True,
@@ -254,16 +254,16 @@ def problem_of_import(wanted: Wanted, folder: str = '') -> str | None:
     if done.returncode == GPU_FAILS:
         raise Problem(f'torch cannot use the GPU now: {problem}')
     if done.returncode and re.search(r"No module named '(?!mmcv)", problem):
-        raise Problem(f'mmcv requires what is not installed: {problem}')
+        raise Problem(f'a package that mmcv needs is not installed: {problem}')
     if done.returncode:
         return problem
     if wanted.cuda and last_line(done.stdout) == 'not available':
-        return f'its operators are compiled for the CPU alone, torch is for CUDA {wanted.cuda}'
+        return f'its operators are compiled for the CPU only, but torch has CUDA {wanted.cuda}'
     return None
 
 
 def replace_installed(wanted: Wanted, wheel: Path) -> None:
-    """Install a wheel, and remove first what else is imported as mmcv, which it would mix with."""
+    """Install a wheel, after removing other packages imported as mmcv, whose files would mix."""
     others = set(metadata.packages_distributions().get('mmcv', ())) - {wanted.name}
     if others:
         pip(wanted, 'uninstall', '--yes', *others)
@@ -272,7 +272,7 @@ def replace_installed(wanted: Wanted, wheel: Path) -> None:
 
 
 def compiled_wheel(wanted: Wanted) -> Path:
-    """Return the wheel that was compiled before, or compile it; one process at a time."""
+    """Return the wheel compiled before, or compile it; one process at a time."""
     with (wanted.folder / 'lock').open('w') as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -283,15 +283,16 @@ def compiled_wheel(wanted: Wanted) -> Path:
 
 
 def build(wanted: Wanted) -> Path:
-    """Compile mmcv from source; what an interrupted build compiled is used again."""
+    """Compile mmcv from source, reusing what an interrupted build compiled."""
     source, free = wanted.folder / 'source', shutil.disk_usage(wanted.folder).free / 1e9
     if free < GB_TO_BUILD and not source.exists():
-        raise Problem(f'compiling mmcv needs {GB_TO_BUILD} GB in {wanted.folder}, {free:.1f} are '
-                      'free: make room, or set XDG_CACHE_HOME to a folder on a larger disk')
+        raise Problem(f'compiling mmcv needs {GB_TO_BUILD} GB in {wanted.folder}, but only '
+                      f'{free:.1f} GB are free: make room, or set XDG_CACHE_HOME to a folder on a '
+                      'larger disk')
     cores = len(os.sched_getaffinity(0))
     jobs = os.environ.get('MAX_JOBS') or str(max(1, min(cores, memory() // GB_OF_A_JOB)))
     if not (jobs.isdigit() and int(jobs)):
-        raise Problem(f'MAX_JOBS={jobs}: must be a number of files to compile at a time')
+        raise Problem(f'MAX_JOBS={jobs}: expected a number of files to compile at a time')
     env = os.environ | build_tools(wanted) | {
         'MAX_JOBS': jobs, 'MMCV_WITH_OPS': '1', 'CFLAGS': os.environ.get('CFLAGS', '-g0')}
     minutes, target = MINUTES_OF_CPU, 'the CPU'
@@ -307,7 +308,7 @@ def build(wanted: Wanted) -> Path:
             shutil.unpack_archive(next(folder.glob('*.tar.gz')), folder)
     say(f'compiling {wanted.requirement} for {target}: about '
         f'{max(1, round(minutes / min(int(jobs), cores)))} minutes on {cores} cores, '
-        f'{jobs} files at a time; interrupted, the same command goes on where it was')
+        f'{jobs} files at a time. If interrupted, run the same command again to continue')
     compile_wheel(wanted, source, env)
     wheel = next(source.glob('*.whl'))
     wheel = wheel.rename(wanted.folder / wheel.name)
@@ -318,7 +319,7 @@ def build(wanted: Wanted) -> Path:
 
 @contextmanager
 def whole(folder: Path) -> Iterator[Path]:
-    """Make a folder that is there when all that is to be in it is."""
+    """Create a folder that appears only when its content is complete."""
     partial = folder.with_suffix('.partial')
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -327,7 +328,7 @@ def whole(folder: Path) -> Iterator[Path]:
 
 
 def memory() -> int:
-    """Return the memory that this machine or container has, in GB."""
+    """Return the memory of this machine or container, in GB."""
     limit, size = Path('/sys/fs/cgroup/memory.max'), os.sysconf('SC_PAGE_SIZE')
     of_machine = size * os.sysconf('SC_PHYS_PAGES')
     text = limit.read_text().strip() if limit.exists() else ''
@@ -335,9 +336,9 @@ def memory() -> int:
 
 
 def build_tools(wanted: Wanted) -> dict[str, str]:
-    """Return the environment in which mmcv's build finds what it needs, installing what is missing.
+    """Install the missing build tools, and return the environment variables to find them.
 
-    It goes into a folder aside: an older setuptools may not be wanted in the environment itself.
+    They go into a separate folder, so that the environment itself keeps its setuptools.
     """
     tools = wanted.folder / 'tools'
     missing = [f'{name}{bound}' for name, bound in BUILD_TOOLS.items() if not fits(name, bound)]
@@ -355,7 +356,7 @@ def fits(name: str, bound: str) -> bool:
 
 
 def cuda_toolkit(wanted: Wanted) -> Path:
-    """Return a CUDA toolkit that compiles for this torch: the machine's or the package index's."""
+    """Return a CUDA toolkit for this torch: the machine's, or else the package index's."""
     cuda, of_same_major = wanted.cuda, None
     for home in cuda_homes(cuda):
         version = toolkit_version(home)
@@ -363,23 +364,24 @@ def cuda_toolkit(wanted: Wanted) -> Path:
             continue
         problem = problem_of_toolkit(home, wanted.architectures)
         if not problem and version == cuda:
-            say(f'CUDA {cuda} is taken from {home}')
+            say(f'using CUDA {cuda} in {home}')
             return home
         if not problem and version.split('.')[0] == cuda.split('.')[0]:
             of_same_major = of_same_major or home
-        say(f'CUDA {version} of {home}: {problem or f"torch {torch.__version__} has CUDA {cuda}"}')
+        say(f'skipping CUDA {version} in {home}: '
+            f'{problem or f"torch {torch.__version__} has CUDA {cuda}"}')
     if int(cuda.split('.')[0]) >= 13:
         return toolkit_of_index(wanted)
     if of_same_major:
-        say(f'CUDA is taken from {of_same_major} all the same')
+        say(f'using CUDA in {of_same_major} all the same')
         return of_same_major
-    raise Problem(f'no compiler of CUDA {cuda}, which is that of torch {torch.__version__}: the '
-                  f'package index has one from CUDA 13 on. Install the CUDA toolkit {cuda} and set '
-                  'CUDA_HOME to it')
+    raise Problem(f'no compiler found for CUDA {cuda}, which torch {torch.__version__} uses. The '
+                  f'package index has one for CUDA 13 and later. Install the CUDA toolkit {cuda} '
+                  'and set CUDA_HOME to it')
 
 
 def cuda_homes(cuda: str) -> list[Path]:
-    """Return where a CUDA toolkit may be, the first choice first."""
+    """Return where a CUDA toolkit may be, in order of preference."""
     nvcc = shutil.which('nvcc')
     homes = [os.environ.get('CUDA_HOME'), nvcc and Path(nvcc).resolve().parents[1],
              f'/usr/local/cuda-{cuda}', '/usr/local/cuda']
@@ -397,19 +399,19 @@ def toolkit_version(home: Path) -> str | None:
 
 
 def toolkit_of_index(wanted: Wanted) -> Path:
-    """Install the compiler of exactly torch's CUDA version beside torch's own CUDA libraries."""
+    """Install the compiler for torch's exact CUDA version, next to torch's CUDA libraries."""
     cuda, home = wanted.cuda, wanted.folder / 'cuda'
-    say(f'the compiler of CUDA {cuda} is taken from the package index')
+    say(f'installing the CUDA {cuda} compiler from the package index')
     pip(wanted, 'install', '--no-deps', *(f'{name}=={cuda}.*' for name in COMPILER))
     lay_out_toolkit(home, f'cu{cuda.split(".")[0]}')
     if problem := problem_of_toolkit(home, wanted.architectures):
-        raise Problem(f'CUDA {cuda} of the package index does not compile here: {problem}. '
-                      'TORCH_CUDA_ARCH_LIST chooses the GPUs, CC and CXX the C++ compiler')
+        raise Problem(f'CUDA {cuda} from the package index does not compile here: {problem}. '
+                      'TORCH_CUDA_ARCH_LIST sets the GPUs, CC and CXX the C++ compiler')
     return home
 
 
 def lay_out_toolkit(home: Path, name: str) -> None:
-    """Link the files of NVIDIA's packages as in a CUDA toolkit: its lib64 has them as .so too."""
+    """Link the files of NVIDIA's packages as a CUDA toolkit has them, with plain .so in lib64."""
     shutil.rmtree(home, ignore_errors=True)
     invalidate_caches()
     for packages in find_spec('nvidia').submodule_search_locations:
@@ -424,7 +426,7 @@ def lay_out_toolkit(home: Path, name: str) -> None:
 
 
 def problem_of_toolkit(home: Path, architectures: tuple[str, ...]) -> str | None:
-    """Compile and link as mmcv is; return what the compilers say against it, or None."""
+    """Compile and link as for mmcv; return the first error of the compilers, or None."""
     includes = [f'-I{Path(torch.__file__).parent / "include"}', f'-I{home / "include"}']
     numbers = [one.replace('.', '').removesuffix('+PTX') for one in architectures
                if one[0].isdigit()]  # torch takes names too, such as Hopper
@@ -445,7 +447,7 @@ def problem_of_toolkit(home: Path, architectures: tuple[str, ...]) -> str | None
 
 
 def compile_wheel(wanted: Wanted, source: Path, env: dict[str, str]) -> None:
-    """Compile mmcv where its source is, so that its objects stay there, and show how far it is."""
+    """Compile mmcv in its source folder, so that the objects stay there; show the progress."""
     package = next(path for path in source.iterdir() if path.is_dir())
     command = pip_command('wheel', '-v', '--no-deps', '--no-build-isolation', '--wheel-dir',
                           source, package)
@@ -462,11 +464,11 @@ def compile_wheel(wanted: Wanted, source: Path, env: dict[str, str]) -> None:
     if process.returncode:
         raise Problem(f'mmcv does not compile: {first_error("".join(lines))}\nIt needs a C++17 '
                       f"compiler, Python's headers (python3-dev) and {GB_OF_A_JOB} GB of memory "
-                      f'for each file at a time: MAX_JOBS=1 takes the least. Log: {wanted.log}')
+                      f'for each file at a time. MAX_JOBS=1 needs the least. Log: {wanted.log}')
 
 
 class Progress:
-    """A line of objects done: rewritten on a terminal, else a new one every minute."""
+    """A progress line, rewritten on a terminal, otherwise printed once a minute."""
 
     def __init__(self) -> None:
         self.start = self.shown = time.monotonic()
@@ -490,10 +492,10 @@ def pip_command(*args: object) -> list[str]:
 
 
 def pip(wanted: Wanted, *args: object, env: dict[str, str] | None = None) -> None:
-    """Run pip with its output in the log.
+    """Run pip, and append its output to the log.
 
     Raises:
-        Problem: it fails; with what it says.
+        Problem: pip fails; the message has its first error.
     """
     done = subprocess.run(pip_command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           text=True, errors='replace', env=env)
@@ -506,14 +508,14 @@ def pip(wanted: Wanted, *args: object, env: dict[str, str] | None = None) -> Non
 
 
 def first_error(output: str) -> str:
-    """Return the first line of a compiler, of Python or of pip that tells of an error."""
+    """Return the first line of the output of a compiler, Python or pip that reports an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     told = re.compile(r'(error|fatal)\s*:(?! Exception:$| subprocess-exited)|No space left', re.I)
-    return next(filter(told.search, lines), lines[-1] if lines else 'it says nothing')
+    return next(filter(told.search, lines), lines[-1] if lines else 'no output')
 
 
 def last_line(output: str) -> str:
-    return (output.strip().splitlines() or ['it says nothing'])[-1]
+    return (output.strip().splitlines() or ['no output'])[-1]
 
 
 def say(text: str, start: str = '', end: str = '\n') -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """See SA-Net learn: train Mask R-CNN on drawn shapes, report COCO AP, draw predictions.
 
-Run it again to go on after an interruption, or to see the report of a finished run.
+Run it again to resume after an interruption, or to see the report of a finished run.
 """
 import argparse
 import sys
@@ -21,18 +21,19 @@ CONFIG = Path(__file__).parents[1] / 'configs/quickstart/mask-rcnn_sa-r50_fpn_sh
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', type=Path, default=CONFIG, help='config of the detector')
+    parser.add_argument('--config', type=Path, default=CONFIG,
+                        help=f'config of the detector (default: {CONFIG.name})')
     parser.add_argument('--work-dir', default='work_dirs/quickstart',
-                        help='folder for logs, weights and pictures')
+                        help='folder for logs, weights and pictures (default: %(default)s)')
     parser.add_argument('--min-ap', type=float, default=0.5,
-                        help='bbox and segm AP under which the exit status is 1')
+                        help='exit with 1 if bbox or segm AP is lower (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', action=Overrides,
                         help='override settings: key=value ...')
     args = parser.parse_args()
     if not -1 <= args.min_ap <= 1:
-        parser.error(f'--min-ap must be from -1 to 1, got {args.min_ap}')
+        parser.error(f'--min-ap must be between -1 and 1, got {args.min_ap}')
     if not args.work_dir or (problem := folder_problem(Path(args.work_dir))):
-        parser.error(f'--work-dir: {problem if args.work_dir else "none given"}: choose another')
+        parser.error(f'--work-dir: {problem if args.work_dir else "none given"}. Choose another')
     return args
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     except (ConfigError, OSError) as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:
-        sys.exit('interrupted: run the same command again to go on from the last whole epoch')
+        sys.exit('interrupted: run the same command again to resume from the last whole epoch')
     sys.exit(0 if reached else 1)
 
 

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# MMDetection's own slurm_test.sh. While it is sourced $0 stays this file, so that it starts the
-# test.py beside this one.
+# Source MMDetection's slurm_test.sh. $0 is still this file, so it starts this folder's test.py.
 if [[ $# -lt 4 ]]; then
     echo "usage: $0 PARTITION JOB CONFIG CHECKPOINT [option of test.py ...], got: ${*:-nothing}" >&2
     exit 2

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# MMDetection's own slurm_train.sh. While it is sourced $0 stays this file, so that it starts the
-# train.py beside this one.
+# Source MMDetection's slurm_train.sh. $0 is still this file, so it starts this folder's train.py.
 if [[ $# -lt 4 ]]; then
     echo "usage: $0 PARTITION JOB CONFIG WORK_DIR [option of train.py ...], got: ${*:-nothing}" >&2
     exit 2

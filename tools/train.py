@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a detector by MMDetection's train.py, or a classifier by MMPretrain's; see --help."""
+"""Train a detector with MMDetection's train.py, or a classifier with MMPretrain's; see --help."""
 from sa_mmdet.apps.train import run_tool
 
 if __name__ == '__main__':

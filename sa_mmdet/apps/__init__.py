@@ -1,1 +1,1 @@
-"""The programs behind tools/; the library imports none of them."""
+"""The programs behind tools/; the library doesn't import them."""

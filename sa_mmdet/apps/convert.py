@@ -1,4 +1,4 @@
-"""Convert checkpoint files: from plain networks, the authors' classifiers and MMPretrain's."""
+"""Convert the checkpoints of plain networks, the authors' classifiers and MMPretrain's."""
 import copy
 from pathlib import Path
 
@@ -27,25 +27,25 @@ NOT_WEIGHTS = ('optimizer', 'param_schedulers', 'message_hub', 'ema_state_dict')
 
 def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool = False,
                        deploy: bool = False) -> None:
-    """Write the weights in ``source`` as weights for the detector, or its backbone, of ``config``.
+    """Convert the weights in ``source`` for the detector of ``config``, or for its backbone.
 
-    ``source`` is a detector's checkpoint (then ``target`` is one too), or one of a backbone or a
-    classifier: torchvision's, MMPretrain's, the authors' (then ``target`` holds the backbone, for
-    ``init_cfg=dict(type='Pretrained', checkpoint=target)``). Weights without attention are
-    converted; weights that have it, or are for a network that has none, are only renamed.
+    If ``source`` is a detector's checkpoint, so is ``target``. If it is of a backbone or classifier
+    (torchvision's, MMPretrain's, the authors'), ``target`` holds the backbone, for
+    ``init_cfg=dict(type='Pretrained', checkpoint=target)``. Weights without attention are
+    converted. Weights with attention, or for a network without it, are only renamed.
 
     Args:
-        config: of a detector, with attention in its backbone, as backbone or as plugin, or among
-            its necks, or without.
-        source: the checkpoint; only tensors and MMEngine's log history are loaded from it.
+        config: the config of a detector. Its attention may be in the backbone (built in or as a
+            plugin), among the necks, or absent.
+        source: the checkpoint. Only tensors and MMEngine's log history are loaded from it.
         target: the file to write; must not exist.
         verify: compare the features before and after, on random input in float64.
-        deploy: write what ``for_deployment`` makes of the network.
+        deploy: write the weights of the network that ``for_deployment`` returns.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
         ConversionError: it cannot be converted, ``target`` exists or cannot be written, or the
-            verification fails; nothing is written then.
+            verification fails. Nothing is written then.
     """
     if problem := new_file_problem(target):
         raise ConversionError(problem)
@@ -57,7 +57,7 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     network, state, kind = _network_state(checkpoint['state_dict'], model, detector)
     dropped = [key for key in NOT_WEIGHTS if key in checkpoint]
     if dropped:
-        print(f'not carried over, as training starts anew: {", ".join(dropped)}')
+        print(f'not copied, as a new training starts without them: {", ".join(dropped)}')
 
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, dict) else {}
@@ -65,8 +65,8 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     converted = convert_state_dict(network, state)
     inserted = insert_feature_attention(network, state)
     if problem := mismatch(network, state):
-        raise ConversionError(f'{source} does not fit: {problem}. Give a checkpoint of the same '
-                              'network as the config, or the config of the same'
+        raise ConversionError(f'{source} does not fit the config: {problem}. Give a checkpoint '
+                              'and a config of the same network'
                               f'{_other_classes(problem, config, meta)}')
     if converted:
         print(f'{converted} bottlenecks converted')
@@ -75,14 +75,14 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
     if not converted and not inserted:
         has_attention = any(attention_blocks(network)) or any(
             isinstance(module, FeatureAttention) for module in network.modules())
-        kept = ('the checkpoint has its attention already' if has_attention else
-                'the network of the config has no attention')
-        print(f'{kept}: the weights stay as they are')
+        kept = ('the checkpoint already has attention' if has_attention else
+                "the config's network has no attention")
+        print(f'{kept}: the weights keep their values')
     if verify:
         if converted or inserted:
             _verify(inner, plain, state, network, whole=bool(inserted))
         elif not deploy:
-            print('nothing to verify: there is no network without attention to compare with')
+            print('nothing to verify: no weights were converted')
     if deploy:
         state = _deploy(network, verify)
 
@@ -97,20 +97,20 @@ def convert_checkpoint(config: Config, source: Path, target: Path, verify: bool 
 
 
 def _build(cfg: ConfigDict) -> nn.Module:
-    """Build a model without its initial weights, which are not needed here."""
+    """Build a model without loading its initial weights."""
     cfg = copy.deepcopy(cfg)
     detector = detector_of(cfg)
     backbone = detector.backbone if 'backbone' in detector else cfg
     backbone.init_cfg = None
-    backbone.pop('deploy', None)  # of what is written, not of what is read
+    backbone.pop('deploy', None)  # it describes the output, not the input
     return MODELS.build(cfg)
 
 
 def _network_state(state: dict, model: nn.Module, detector: nn.Module
                    ) -> tuple[nn.Module, dict, str]:
-    """Return the network that weights are of, the weights under its own names, and what it is.
+    """Return the network that the weights belong to, the weights under its names, and its kind.
 
-    It is the config's model, the detector inside that, as in SoftTeacher, or the backbone.
+    The network is the config's model, the detector inside it (as in SoftTeacher) or the backbone.
     """
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     for network in (model, detector):
@@ -122,13 +122,13 @@ def _network_state(state: dict, model: nn.Module, detector: nn.Module
     backbone = detector.backbone.state_dict()
     if not any(key in backbone for key in state):
         raise ConversionError(
-            f'no name in the checkpoint is one of the network: it has {next(iter(state), "none")}, '
-            f'the backbone {next(iter(backbone))}. Is it another network, or under another prefix?')
+            f'no weight name matches: the checkpoint has {next(iter(state), "none")}, the backbone '
+            f'{next(iter(backbone))}. Give weights of the same network, without another prefix')
     return detector.backbone, state, 'backbone'
 
 
 def _other_classes(problem: str, config: Config, meta: dict) -> str:
-    """Return how to convert a detector of other classes than the config's, if that is wrong."""
+    """Return how to convert a detector with other classes than the config, or '' if not needed."""
     heads = heads_of(config.model)
     if 'of another shape' not in problem or not heads:
         return ''
@@ -136,12 +136,12 @@ def _other_classes(problem: str, config: Config, meta: dict) -> str:
     classes = known.get('classes') if isinstance(known, dict) else None
     number = len(classes) if classes else 'N'
     options = ' '.join(f'{option}={number}' for option in heads)
-    return (f'. If the checkpoint has another number of classes, convert it with that: '
-            f'--cfg-options {options}; load_from leaves out what has another shape')
+    return (f'. If the checkpoint has another number of classes, convert it with that number: '
+            f'--cfg-options {options}. load_from skips weights of another shape')
 
 
 def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
-    """Return the config of the same backbone without its attention."""
+    """Return a backbone's config without its attention."""
     cfg = copy.deepcopy(cfg)
     if issubclass(class_of(cfg.type, MODELS), AttentionResNet):
         cfg.type = 'mmdet.ResNet'
@@ -155,11 +155,11 @@ def _plain_backbone(cfg: ConfigDict) -> ConfigDict:
 
 
 def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
-    """Return the config of the same detector without attention in its backbone and its necks.
+    """Return a detector's config without attention in its backbone and necks.
 
     Args:
-        cfg: of the detector.
-        numbered: whether its necks are a list, even if it is one alone.
+        cfg: the detector's config.
+        numbered: keep the necks in a list, even if there is only one.
     """
     cfg = copy.deepcopy(cfg)
     cfg.backbone = _plain_backbone(cfg.backbone)
@@ -172,17 +172,17 @@ def _plain_detector(cfg: ConfigDict, numbered: bool) -> ConfigDict:
 
 @torch.no_grad()
 def _deploy(network: nn.Module, verify: bool) -> dict:
-    """Return the state dict of a network that has its weights, as it is deployed."""
+    """Return the deployed state dict of a network that has its weights."""
     if not any(isinstance(module, AttentionResNet) for module in network.modules()):
         raise ConversionError('--deploy writes weights for deploy=True of SAResNet and '
-                              'AttentionResNet, and the config has neither: leave it out. '
-                              'tools/export.py deploys other backbones')
+                              'AttentionResNet, and the config has neither. Leave it out, and '
+                              'use tools/export.py for other backbones')
     try:
         deployed = for_deployment(network)
     except ValueError as error:
         raise ConversionError(f'{error}. Leave out --deploy') from error
     absorbed = sum(isinstance(module, GatedConv2d) for module in deployed.modules())
-    print(f'{absorbed} bottlenecks deployed, for a config with model.backbone.deploy=True')
+    print(f'{absorbed} bottlenecks deployed: set model.backbone.deploy=True to load them')
     if verify:
         image = torch.randn(1, 3, 320, 320, dtype=torch.float64)
         _compare(*(_outputs(copy.deepcopy(part).double().eval(), image)
@@ -192,13 +192,13 @@ def _deploy(network: nn.Module, verify: bool) -> dict:
 
 def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
             whole: bool) -> None:
-    """Print the largest difference of every feature; raise where it is more than rounding.
+    """Print the largest difference of every feature; raise if it exceeds rounding.
 
     Args:
-        cfg: of the detector.
+        cfg: the detector's config.
         plain, converted: the weights before and after.
-        network: what they are of: the detector, a model that holds it, or its backbone.
-        whole: whether the features are those behind the necks, or the backbone's.
+        network: what they belong to: the detector, a model that holds it, or its backbone.
+        whole: compare the features after the necks, not the backbone's.
     """
     names = [name for name, _ in network.named_modules() if name.rpartition('.')[2] == 'backbone']
     prefix = names[0].removesuffix('backbone') if names else ''
@@ -213,13 +213,13 @@ def _verify(cfg: ConfigDict, plain: dict, converted: dict, network: nn.Module,
         features = [_features(part, state, prefix, image)
                     for part, state in zip(cfgs, (plain, converted), strict=True)]
     except RuntimeError as error:
-        raise ConversionError(f'it cannot be verified here, by a forward on the CPU: '
+        raise ConversionError(f'--verify needs a forward pass on the CPU, which fails: '
                               f'{reason(error)}. Leave out --verify') from error
     _compare(*features)
 
 
 def _compare(before: tuple[torch.Tensor, ...], after: tuple[torch.Tensor, ...]) -> None:
-    """Print the largest difference of every feature; raise where it is more than rounding."""
+    """Print the largest difference of every feature; raise if it exceeds rounding."""
     for index, (x, y) in enumerate(zip(before, after, strict=True)):
         difference = (y - x).abs().max().item()
         scale = x.abs().max().item()
@@ -231,7 +231,7 @@ def _compare(before: tuple[torch.Tensor, ...], after: tuple[torch.Tensor, ...]) 
 @torch.no_grad()
 def _features(cfg: ConfigDict, state: dict, prefix: str, image: torch.Tensor
               ) -> tuple[torch.Tensor, ...]:
-    """Return the features in float64, of weights that are given."""
+    """Return the features of a network with the given weights, in float64."""
     network = _build(cfg).double()
     network.eval()
     network.load_state_dict({key.removeprefix(prefix): value for key, value in state.items()
@@ -240,7 +240,7 @@ def _features(cfg: ConfigDict, state: dict, prefix: str, image: torch.Tensor
 
 
 def _outputs(network: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return what a detector's head is given, or what a backbone gives."""
+    """Return the input of a detector's head, or the output of a backbone."""
     return network.extract_feat(image) if hasattr(network, 'extract_feat') else network(image)
 
 

@@ -1,6 +1,6 @@
-"""Run MMDetection's own train.py and test.py, with the checks and the CPU processes they lack.
+"""Run MMDetection's train.py and test.py, with added checks and support for CPU processes.
 
-MMPretrain's are run for the classifiers of ImageNet, in the same way.
+For ImageNet classifiers, MMPretrain's scripts run in the same way.
 """
 import gc
 import itertools
@@ -39,9 +39,9 @@ from .validate.imagenet import imagenet_problems
 from .validate.weights import initial_weights, loading_problem
 
 SYNCHRONISED = nn.SyncBatchNorm, mmcv.ops.SyncBatchNorm
-CHECKED = 'sa_mmdet.checked'  # what the processes that wait are told
+CHECKED = 'sa_mmdet.checked'  # key that the first process sets after its checks
 RANKS = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
-# DistributedDataParallel refuses device ids for a model on the CPU; MMEngine always gives some.
+# DistributedDataParallel refuses device ids for a model on the CPU, but MMEngine passes some.
 CPU_WRAPPER_OPTIONS = [
     'model_wrapper_cfg.type=MMDistributedDataParallel', 'model_wrapper_cfg.device_ids=None',
     'model_wrapper_cfg.broadcast_buffers=False'
@@ -49,18 +49,17 @@ CPU_WRAPPER_OPTIONS = [
 
 
 def run_tool(name: str, splits: tuple[str, ...]) -> None:
-    """Run a script of the installed MMDetection, or MMPretrain, with this process's command line.
+    """Run a script of the installed MMDetection or MMPretrain with this process's command line.
 
-    What the command line leads to is checked before, by one process of several; ``--no-checks``
-    leaves that out.
+    One process checks the config, data and checkpoints first. ``--no-checks`` skips this.
 
     Args:
         name: 'train.py' or 'test.py'.
-        splits: the data sets that the script reads, of 'train', 'val' and 'test'.
+        splits: the splits that the script reads, of 'train', 'val' and 'test'.
 
     Raises:
-        SystemExit: the configuration or a data set is missing, a checkpoint is missing, damaged or
-            holds code, the processes cannot be started on this machine, or the script itself exits.
+        SystemExit: the config or a data set is missing; a checkpoint is missing, damaged or holds
+            code; the processes cannot start on this machine; or the script itself exits.
     """
     checks = NO_CHECKS not in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != NO_CHECKS]
@@ -68,49 +67,49 @@ def run_tool(name: str, splits: tuple[str, ...]) -> None:
     if package == 'mmpretrain' and (problem := mmpretrain_problem()):
         sys.exit(f'error: {problem}')
     if {'-h', '--help'} & set(sys.argv):
-        print(f'{NO_CHECKS}: start without checking config, data and checkpoints\n')
+        print(f'{NO_CHECKS}: skip the checks of config, data and checkpoints\n')
     script = tools_of(package) / name
     if not script.is_file():
-        sys.exit(f'error: {script} is missing: install {package} from its wheel or by '
-                 '`pip install`, which put its tools there')
+        sys.exit(f'error: {script} is missing: install {package} with `pip install` '
+                 'or from its wheel, which both include its tools')
     tool = runpy.run_path(str(script), run_name='tool')
     args = tool['parse_args']()
     refuse_code()
-    store = _check_once(args, splits) if checks else None  # others may still ask it
+    store = _check_once(args, splits) if checks else None  # other processes may still query it
     if args.launcher != 'none' and not torch.cuda.is_available():
         _start_cpu_processes(args)
     try:
         tool['main']()
-    except pickle.UnpicklingError as error:  # of a file that was downloaded meanwhile
+    except pickle.UnpicklingError as error:  # from a file that the script downloaded
         sys.exit(f'error: {refusal(error, file_refused(error))}')
     except KeyboardInterrupt:
-        sys.exit('interrupted' + (': the same command with --resume goes on from the last '
-                                  'checkpoint' if 'train' in splits else ''))
+        sys.exit('interrupted' + (': run the same command with --resume to continue from '
+                                  'the last checkpoint' if 'train' in splits else ''))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # gloo's threads, still running when the interpreter ends, can abort the process. They end
-        # with the last object that holds the group: a model, which is part of reference cycles.
+        # gloo's threads can abort the process if they still run when the interpreter exits. They
+        # end when the last model that holds the group is collected, and models are in cycles.
         gc.collect()
         torch.distributed.destroy_process_group()
     del store
 
 
 def _is_of_classifier(arguments: list[str]) -> bool:
-    """Return whether a config in a command line is one of MMPretrain's."""
+    """Return whether a command line names one of MMPretrain's configs."""
     for argument in arguments:
         if argument.endswith(SUFFIXES) and Path(argument).is_file():
             try:
                 if is_classifier(Config.fromfile(argument)):
                     return True
-            except Exception:  # what is wrong with it is told when it is checked
+            except Exception:  # the checks report what is wrong with it
                 continue
     return False
 
 
 def _check_once(args: Namespace, splits: tuple[str, ...]) -> object | None:
-    """Check in the first process; torchrun's others wait for it, srun's and mpirun's go on.
+    """Check in the first process. torchrun's others wait for it, srun's and mpirun's don't.
 
     Returns:
-        What the processes meet in, which has to live as long as one of them may wait.
+        The store that the processes share; keep it alive while one of them may be waiting.
     """
     rank = os.environ.get(RANKS.get(args.launcher, ''))
     if args.launcher != 'pytorch' or rank is None:
@@ -127,12 +126,12 @@ def _check_once(args: Namespace, splits: tuple[str, ...]) -> object | None:
 
 
 def _check(args: Namespace, splits: tuple[str, ...]) -> None:
-    """Exit with a message if anything is wrong with what a command line leads to."""
-    if getattr(args, 'no_validate', False):  # of MMPretrain's train.py
+    """Exit with a message if the config, data or checkpoints of a command line are wrong."""
+    if getattr(args, 'no_validate', False):  # an option of MMPretrain's train.py
         splits = tuple(split for split in splits if split != 'val')
     try:
         config = read_config(Path(args.config).absolute(), args.cfg_options)
-        model = build_model(config, scope='mmengine')  # what MMEngine takes where none is set
+        model = build_model(config, scope='mmengine')  # MMEngine's default
     except ConfigError as error:
         sys.exit(f'error: {error}')
     if problems := without_doubts(itertools.chain(
@@ -145,16 +144,16 @@ def _option_problems(args: Namespace, config: Config, model: nn.Module) -> Itera
     amp = ('--amp' if getattr(args, 'amp', False) else 'optim_wrapper.type=AmpOptimWrapper'
            if hasattr(args, 'amp') and class_of(kind, OPTIM_WRAPPERS) is AmpOptimWrapper else None)
     if amp and (problem := _amp_problem()):
-        yield f'{amp}: {problem}. Leave it out, or start where there is a GPU'
+        yield f'{amp}: {problem}. Leave it out, or run on a machine with a GPU'
     merging = class_of((config.get('tta_model') or {}).get('type', 'DetTTAModel'), MODELS)
     if getattr(args, 'tta', False) and merging is DetTTAModel and getattr(
             model, 'with_mask', False):
-        yield (f'--tta: {type(model).__name__} finds masks, which DetTTAModel cannot merge. Leave '
-               'it out, or give the config of a detector without masks')
+        yield (f'--tta: {type(model).__name__} predicts masks, which DetTTAModel cannot merge. '
+               'Leave it out, or give the config of a detector without masks')
 
 
 def _amp_problem() -> str | None:
-    """Return why MMEngine does not train in mixed precision here; None if it does."""
+    """Return why MMEngine cannot train in mixed precision here, or None."""
     try:
         AmpOptimWrapper(optimizer=torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.))
     except AssertionError as error:
@@ -165,7 +164,7 @@ def _amp_problem() -> str | None:
 def _problems(args: Namespace, config: Config, splits: tuple[str, ...]) -> Iterator[str]:
     folder = args.work_dir or config.get('work_dir') or 'work_dirs'
     if problem := folder_problem(Path(folder)):
-        yield f'--work-dir {folder}: {problem}: choose another'
+        yield f'--work-dir {folder}: {problem}. Choose another folder'
     initial = list(initial_weights(config.model)) if 'train' in splits else []
     for source in [getattr(args, 'checkpoint', None), getattr(args, 'resume', None),
                    config.get('load_from'), *initial]:
@@ -184,12 +183,12 @@ def _norm_problems(config: Config) -> Iterator[str]:
     if config.get('sync_bn'):
         synchronised.append('sync_bn=None')
     if synchronised:
-        yield ('PyTorch synchronises batch norms between GPUs only, and there is none here. On '
-               f'CPUs leave that out: --cfg-options {" ".join(synchronised)}')
+        yield ('synchronised batch norm needs GPUs, and this machine has none. On CPUs, use '
+               f'ordinary batch norm: --cfg-options {" ".join(synchronised)}')
 
 
 def _synchronised_norms(node, path: str) -> Iterator[str]:
-    """Yield the options that make ordinary batch norms of those in a model's configuration."""
+    """Yield the options that make a model's synchronised batch norms ordinary ones."""
     if isinstance(node, dict):
         kind = class_of(node.get('type'), MODELS)
         if isinstance(kind, type) and issubclass(kind, SYNCHRONISED):
@@ -202,10 +201,10 @@ def _synchronised_norms(node, path: str) -> Iterator[str]:
 
 
 def _start_cpu_processes(args: Namespace) -> None:
-    """Join the process group over gloo: MMEngine's own start needs a GPU for each process."""
+    """Join the process group over gloo, as MMEngine itself needs a GPU for each process."""
     if args.launcher != 'pytorch':
-        sys.exit(f'error: --launcher {args.launcher} needs a GPU on every node, and this one has '
-                 'none. On CPUs use tools/dist_train.sh and tools/dist_test.sh.')
+        sys.exit(f'error: --launcher {args.launcher} needs a GPU on every node, and this node '
+                 'has none. On CPUs, use tools/dist_train.sh and tools/dist_test.sh.')
     config = Config.fromfile(args.config)
     config.merge_from_dict(args.cfg_options or {})
     torch.distributed.init_process_group('gloo')

@@ -45,7 +45,7 @@ def test_missing_data(tmp_path, args):
     torch.save(dict(state_dict={}), tmp_path / 'a.pth')
     result = tool(*args, cwd=tmp_path)
     assert result.returncode == 1
-    assert '\nerror: the data set is incomplete; not found:\n' in f'\n{result.stderr}'
+    assert '\nerror: the data set is incomplete. Not found:\n' in f'\n{result.stderr}'
     splits = ['val'] if args[0] == 'test.py' else ['train', 'val']
     for split in splits:
         assert f'{tmp_path}/data/coco/annotations/instances_{split}2017.json\n' in result.stderr
@@ -132,7 +132,7 @@ def test_checkpoints_are_checked_before_anything_starts(attack, monkeypatch, nam
 
 
 @pytest.mark.parametrize(('splits', 'message'), [
-    (('train', 'val'), '^interrupted: the same command with --resume goes on'),
+    (('train', 'val'), '^interrupted: run the same command with --resume'),
     (('test', ), '^interrupted$')], ids=['train', 'test'])
 @pytest.mark.usefixtures('data')
 def test_ctrl_c(tmp_path, monkeypatch, splits, message):

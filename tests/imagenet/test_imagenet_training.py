@@ -54,7 +54,7 @@ def test_every_method(row, images, tool, run_tool, tmp_path):
     code, output = run_tool('convert_checkpoint', detector, checkpoint, tmp_path / 'backbone.pth',
                             *(as_arguments(options) if options else []))
     assert not code, output
-    assert 'the weights stay as they are' in output
+    assert 'the weights keep their values' in output
     start = {'model.backbone.init_cfg.checkpoint': str(tmp_path / 'backbone.pth')}
     backbone = read_config(detector, options | start).model.backbone
     own = read_config(config_of(row)).model.backbone

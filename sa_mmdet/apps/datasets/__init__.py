@@ -1,1 +1,1 @@
-"""Data sets that are drawn, in COCO's format: what trains where COCO is not at hand."""
+"""Drawn data sets in COCO's format, for training without COCO."""

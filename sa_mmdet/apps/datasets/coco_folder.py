@@ -1,4 +1,4 @@
-"""Write a data set in COCO's format and layout, image after image as it is drawn."""
+"""Write a data set in COCO's format and layout, image by image as it is drawn."""
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,8 +13,7 @@ from ..validate.images import absent_images
 
 SETTINGS_FILE = 'settings.json'
 SPLITS = ('train', 'val')
-# From a generator of random numbers: an image (H, W, 3), uint8, BGR, and its objects, COCO's
-# annotations without their ids.
+# Returns an image (H, W, 3), uint8, BGR, and its objects: COCO annotations without ids.
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, list[dict]]]
 
 
@@ -23,9 +22,9 @@ class Drawn:
     """A data set of drawn images.
 
     Attributes:
-        description: for people, in the annotation files.
-        classes: their names; the category ids are 1, 2, ...
-        draw: makes an image.
+        description: a text for the annotation files and messages.
+        classes: the class names; the category ids are 1, 2, ...
+        draw: draws an image.
         settings: what the files depend on: 'train', 'val' (numbers of images), 'seed', and more.
     """
 
@@ -38,10 +37,10 @@ class Drawn:
         """Write the data set, unless it is already there with the same settings.
 
         Layout: ``annotations/{train,val}.json``, ``train/*.png``, ``val/*.png``. The same settings
-        give the same files; an interrupted call leaves nothing under ``root``.
+        give the same files. An interrupted call leaves nothing under ``root``.
 
         Raises:
-            FileExistsError: ``root`` holds something else, or lost a file.
+            FileExistsError: ``root`` holds something else, or lacks a file.
             OSError: an image cannot be written.
         """
         if problem := self.problem(root):
@@ -55,7 +54,7 @@ class Drawn:
             for number, split in enumerate(SPLITS):
                 self._write_split(partial, split, seed=2 * self.settings['seed'] + number)
             (partial / SETTINGS_FILE).write_text(json.dumps(self.settings))
-            if not self.is_in(root):  # drawn by another process meanwhile
+            if not self.is_in(root):  # another process may have drawn it meanwhile
                 partial.rename(root)
 
     def is_in(self, root: Path) -> bool:
@@ -66,14 +65,13 @@ class Drawn:
             return False
 
     def problem(self, root: Path) -> str | None:
-        """Return why the data set cannot be in a folder: it holds something else, or lost a file.
-        """
+        """Return why a folder cannot be used: it holds something else, or lacks a file."""
         if self.is_in(root):
             lost = next(_lost_files(root), None)
-            return lost and f'{lost} is missing or damaged: remove {root}, and it is drawn again'
+            return lost and f'{lost} is missing or damaged: remove {root} to draw it again'
         is_free = not root.exists() or (root.is_dir() and not any(root.iterdir()))
         return None if is_free else (
-            f'{root} exists and is not the data set of {self.description} of {self.settings}: '
+            f'{root} exists, but is not the data set of {self.description} with {self.settings}: '
             'remove it, or choose another folder')
 
     def _write_split(self, root: Path, split: str, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Shapes of one colour that do not touch, for the quickstart: three classes, told by outline."""
+"""Draw plain shapes that do not touch, for the quickstart: three classes, by outline."""
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +18,13 @@ def generate_shapes(root: str | Path, train: int = 480, val: int = 100, size: in
     """Write the data set, unless it is already there with the same settings.
 
     Args:
-        root: folder of the data set, as ``Drawn.write`` lays it out.
+        root: the folder of the data set; ``Drawn.write`` gives its layout.
         train, val: numbers of images.
         size: height and width of an image in pixels.
-        seed: of the random shapes; the two splits differ.
+        seed: the random seed; the two splits differ.
 
     Raises:
-        FileExistsError: ``root`` holds something else.
+        FileExistsError: ``root`` holds something else, or lacks a file.
     """
     settings = dict(train=train, val=val, size=size, seed=seed)
     Drawn('drawn shapes', CLASSES, partial(_draw, size=size), settings).write(Path(root))
@@ -55,7 +55,7 @@ def _draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[dict]]:
 def upright(corners: int, tilt: float) -> np.ndarray:
     """Return the corners (corners, 2) of a regular polygon in the unit circle.
 
-    It stands on an edge, as on a table, but for its tilt.
+    It stands on an edge if ``tilt``, in radians, is 0.
     """
     below = np.pi / 2 + np.pi / corners
     turns = tilt + below + 2 * np.pi * np.arange(corners) / corners

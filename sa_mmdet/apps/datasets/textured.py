@@ -1,7 +1,7 @@
-"""Textured shapes that hide one another, for the study: eight classes, by outline and texture.
+"""Draw textured shapes that overlap, for the study: eight classes, by outline and texture.
 
-Colours tell nothing. The background has a texture too, and rings and bars that belong to no class
-lie about.
+Colours carry no information. The background has a texture too, and some images show rings and bars,
+which belong to no class.
 """
 import cv2
 import numpy as np
@@ -17,35 +17,34 @@ BACKGROUNDS = ('plain', 'striped', 'dotted')
 DISTRACTORS = ('ring', 'bar')
 DISTRACTOR_SHARE = 0.2
 GREY = 127.5
-SIZE = 256  # of an image, in pixels, as all lengths here
+SIZE = 256  # of an image; all lengths are in pixels
 SMALLEST, LARGEST = 8, 128  # diameter of the circle around an object
-VISIBLE = 0.5  # share of an object below which it is not annotated
-CONTRAST = (40, 110)  # of a texture's two colours, in each channel
+VISIBLE = 0.5  # smallest visible share of an annotated object
+CONTRAST = (40, 110)  # between a texture's two colours, per channel
 NOISE = 5
-FAINT = 0.3  # contrast of the background, beside the shapes'
+FAINT = 0.3  # contrast of the background, relative to the shapes'
 MAX_TILT = np.pi / 6
-VERSION = 1  # to be raised when other images are drawn
+VERSION = 1  # raise it if the drawing changes
 Y, X = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
 
 def textured_shapes(train: int = 2000, val: int = 500, seed: int = 0) -> Drawn:
-    """Return the data set, which its ``write`` draws.
+    """Return the data set; its ``write`` draws it.
 
     Args:
         train, val: numbers of images.
-        seed: of all that is random; the two splits differ.
+        seed: the random seed; the two splits differ.
     """
     return Drawn('textured shapes', CLASSES, draw_image, dict(
         train=train, val=val, seed=seed, version=VERSION))
 
 
 def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
-    """Return an image (SIZE, SIZE, 3), uint8, and COCO's annotations of what is seen of its shapes.
-    """
+    """Return an image (SIZE, SIZE, 3), uint8, and COCO annotations of its visible shapes."""
     image = _background(rng)
     shapes = []
     for _ in range(rng.integers(2, 6)):
-        size = SMALLEST + (LARGEST - SMALLEST) * np.cbrt(rng.random())  # more large ones
+        size = SMALLEST + (LARGEST - SMALLEST) * np.cbrt(rng.random())  # favours large shapes
         kinds = DISTRACTORS if rng.random() < DISTRACTOR_SHARE else tuple(OUTLINES)
         outline = str(rng.choice(kinds))
         texture = str(rng.choice(TEXTURES))
@@ -62,7 +61,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[dict]]:
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Return (SIZE, SIZE, 3): two textures that melt into each other."""
+    """Return (SIZE, SIZE, 3): two textures that blend into each other."""
     first, second = (_pattern(rng, str(rng.choice(BACKGROUNDS)), period=rng.uniform(6, 40))
                      for _ in range(2))
     share = _smooth(rng, 0, 1)[..., None]
@@ -70,13 +69,13 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _smooth(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
-    """Return (SIZE, SIZE) of values that change slowly."""
+    """Return (SIZE, SIZE): values that change slowly."""
     coarse = rng.uniform(low, high, (4, 4)).astype(np.float32)
     return cv2.resize(coarse, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
 
 
 def _pattern(rng: np.random.Generator, texture: str, period: float) -> np.ndarray:
-    """Return (SIZE, SIZE, 3) in two colours, of which 'plain' shows one, at any angle."""
+    """Return (SIZE, SIZE, 3): a texture of two colours at a random angle; 'plain' has one."""
     first = rng.uniform(0, 255, 3)
     second = first + rng.uniform(*CONTRAST, 3) * np.where(first < 128, 1, -1)
     angle, *shift = rng.uniform(0, 2 * np.pi, 3)
@@ -88,7 +87,7 @@ def _pattern(rng: np.random.Generator, texture: str, period: float) -> np.ndarra
 
 
 def _mask(rng: np.random.Generator, outline: str, size: float) -> np.ndarray:
-    """Return (SIZE, SIZE), bool, of a shape inside a circle of diameter ``size``."""
+    """Return (SIZE, SIZE), bool: a shape inside a circle of diameter ``size``."""
     radius = size / 2
     centre = rng.uniform(radius, SIZE - radius, 2)
     angle = rng.uniform(-MAX_TILT, MAX_TILT)

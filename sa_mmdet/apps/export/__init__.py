@@ -1,1 +1,1 @@
-"""Detectors as ONNX files that run without this package."""
+"""Export of detectors to ONNX files that run without this package."""

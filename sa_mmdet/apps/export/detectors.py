@@ -1,8 +1,8 @@
 """Inference of MMDetection's detectors on one image, in operators that ONNX has.
 
-MMDetection's own decides by sizes in Python, which a trace cannot follow. Here every decision is an
-operator, so that the exported graph takes images of any size. Networks, anchors and box coders are
-MMDetection's.
+MMDetection's own inference branches on sizes in Python, which a trace cannot follow. Here every
+decision is an operator, so the exported graph takes images of any size. Networks, anchors and box
+coders are MMDetection's.
 """
 from collections.abc import Iterator
 
@@ -38,10 +38,10 @@ class OneImageDetector(nn.Module):
     """A Faster R-CNN, Mask R-CNN or RetinaNet on one image.
 
     Args:
-        detector: of MMDetection, in evaluation mode.
+        detector: an MMDetection detector in evaluation mode.
 
     Raises:
-        ExportError: it is another detector, or has a part that differs from theirs.
+        ExportError: the detector is another one, or has a part that predicts differently.
     """
 
     def __init__(self, detector: nn.Module):
@@ -51,20 +51,20 @@ class OneImageDetector(nn.Module):
 
     @property
     def output_names(self) -> list[str]:
-        """What ``forward`` returns."""
+        """Return the names of the outputs of ``forward``."""
         with_mask = getattr(self.detector, 'with_mask', False)
         return ['dets', 'labels', *['masks'] * with_mask]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Detect.
+        """Detect the objects in an image.
 
         Args:
             image: (1, 3, H, W), float32: blue, green and red from 0 to 255, as OpenCV reads them.
 
         Returns:
-            ``dets``, (K, 5) float32, left, top, right and bottom in pixels of the image, and score,
-            by falling score; ``labels``, (K,) int64; of Mask R-CNN also ``masks``, (K, h, w)
-            float32, the probability that a part of the box belongs to the object, usually 28 x 28.
+            ``dets``, (K, 5) float32: left, top, right and bottom in pixels of the image, and score,
+            sorted by descending score. ``labels``, (K,) int64. Mask R-CNN also has ``masks``,
+            (K, h, w) float32, usually 28 x 28: how probably each part of the box is the object.
         """
         height, width = image.shape[2:]
         border = torch.stack([torch.as_tensor(side) for side in (width, height, width, height)])
@@ -76,7 +76,7 @@ class OneImageDetector(nn.Module):
         return self._second_stage(features, self._proposals(features, border), border)
 
     def _preprocessed(self, image: Tensor) -> Tensor:
-        """Do what the data preprocessor does: normalise, and pad to whole strides."""
+        """Normalise, and pad to whole strides, as the data preprocessor does."""
         preprocessor = self.detector.data_preprocessor
         if preprocessor._channel_conversion:
             image = image.flip(1)
@@ -88,7 +88,7 @@ class OneImageDetector(nn.Module):
                      value=float(preprocessor.pad_value))
 
     def _proposals(self, features: tuple[Tensor, ...], border: Tensor) -> Tensor:
-        """Return (N, 4): what the RPN proposes, by falling score."""
+        """Return (N, 4): the proposals of the RPN, by descending score."""
         head = self.detector.rpn_head
         cfg = self.detector.test_cfg.rpn
         boxes, scores = [], []
@@ -121,8 +121,8 @@ class OneImageDetector(nn.Module):
         return dets, labels, masks[torch.arange(labels.shape[0]), labels]
 
 
-NMS_OPTIONS = 'type', 'iou_threshold', 'split_thr'  # the last is only about memory
-# Whose own methods say how they predict: what overrides them predicts in another way.
+NMS_OPTIONS = 'type', 'iou_threshold', 'split_thr'  # the last only saves memory
+# The methods by which each class predicts. A subclass that overrides one predicts differently.
 PREDICTION = {
     AnchorHead: (BaseDenseHead, 'predict_by_feat'),
     StandardRoIHead: (StandardRoIHead, 'predict_bbox', 'predict_mask', '_bbox_forward',
@@ -135,7 +135,7 @@ PREDICTION = {
 
 
 def _check(detector: nn.Module) -> None:
-    """Raise ExportError unless it is what this file does."""
+    """Raise ExportError unless this file reproduces what a detector does."""
     if type(detector) not in (FasterRCNN, MaskRCNN, RetinaNet):
         raise ExportError(f'{type(detector).__name__} cannot be exported: choose a FasterRCNN, '
                           'MaskRCNN or RetinaNet')
@@ -157,12 +157,12 @@ def _check(detector: nn.Module) -> None:
     pad_value = getattr(preprocessor, 'pad_value', None)
     if not isinstance(preprocessor, ImgDataPreprocessor) or not isinstance(pad_value, (int, float)):
         raise ExportError(f'the data preprocessor {type(preprocessor).__name__} with pad_value='
-                          f'{pad_value} cannot be exported: choose DetDataPreprocessor, with a '
-                          'number')
+                          f'{pad_value} cannot be exported: choose DetDataPreprocessor with '
+                          'a number as pad_value')
 
 
 def _parts(detector: nn.Module) -> Iterator[tuple[nn.Module, type]]:
-    """Yield the parts of a detector that predict, with what they have to be."""
+    """Yield the parts of a detector that predict, each with the class that it must be."""
     if not isinstance(detector, TwoStageDetector):
         yield from ((detector.bbox_head, AnchorHead),
                     (detector.bbox_head.bbox_coder, DeltaXYWHBBoxCoder))
@@ -188,8 +188,8 @@ def _extractors(roi_head: StandardRoIHead) -> list[nn.Module]:
 def _check_dense_head(head: AnchorHead) -> None:
     if not head.use_sigmoid_cls or type(head)._predict_by_feat_single not in (
             BaseDenseHead._predict_by_feat_single, RPNHead._predict_by_feat_single):
-        raise ExportError(f'{type(head).__name__} that predicts in its own way, or by a softmax, '
-                          'cannot be exported: choose a head with sigmoids')
+        raise ExportError(f'{type(head).__name__} cannot be exported, because it overrides '
+                          'the prediction or uses a softmax: choose a head with sigmoids')
 
 
 def _check_roi_head(roi_head: StandardRoIHead) -> None:
@@ -215,7 +215,7 @@ def _check_suppression(cfg: ConfigDict) -> None:
 
 
 def _most(number: int) -> int:
-    """Return a limit of a test_cfg, in which a negative number is none."""
+    """Return a limit in a test_cfg; a negative number means no limit."""
     return number if number > 0 else 2**31 - 1
 
 
@@ -247,13 +247,13 @@ def _candidates(head: AnchorHead, features: tuple[Tensor, ...], border: Tensor, 
 
 def _of_classes(boxes: Tensor, scores: Tensor, labels: Tensor, head: AnchorHead
                 ) -> tuple[Tensor, Tensor]:
-    """Return the detections among boxes that have a score of one class each."""
+    """Return the detections among boxes that have a score for one class each."""
     classes = torch.arange(head.cls_out_channels)[:, None]
     return _suppressed(boxes[None], torch.where(labels == classes, scores, 0.)[None], head.test_cfg)
 
 
 def _decode(head: nn.Module, boxes: Tensor, deltas: Tensor, border: Tensor) -> Tensor:
-    """Return (N, 4 classes): what the deltas, of that shape, make of boxes (N, 4)."""
+    """Return (N, 4 classes): boxes (N, 4) after deltas of shape (N, 4 classes)."""
     decoded = head.bbox_coder.decode(boxes, deltas)
     if head.bbox_coder.clip_border:
         border = border.repeat(deltas.shape[1] // 4)
@@ -264,7 +264,7 @@ def _decode(head: nn.Module, boxes: Tensor, deltas: Tensor, border: Tensor) -> T
 def _suppressed(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> tuple[Tensor, Tensor]:
     """Return detections (K, 5) and labels (K,) of boxes (B, N, 4) with scores (B, classes, N).
 
-    B is 1, or the number of classes, of which each has its boxes and one score.
+    B is 1, or the number of classes if each has its own boxes and one score per box.
     """
     most = _most(cfg.get('max_per_img', -1))
     batch, label, place = NonMaxSuppression.apply(
@@ -275,7 +275,7 @@ def _suppressed(boxes: Tensor, scores: Tensor, cfg: ConfigDict) -> tuple[Tensor,
 
 def _extract(extractor: SingleRoIExtractor, features: tuple[Tensor, ...], boxes: Tensor
              ) -> Tensor:
-    """Return (N, C, h, w): the features of boxes (N, 4), each from the level of its size."""
+    """Return (N, C, h, w): the features of boxes (N, 4), each from the level for its size."""
     layers = extractor.roi_layers
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(layers))
     places = [(levels == level).nonzero().squeeze(1) for level in range(len(layers))]

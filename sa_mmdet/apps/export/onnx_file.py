@@ -1,4 +1,4 @@
-"""A detector's ONNX file: written, and compared with the detector."""
+"""Write a detector as an ONNX file, and compare the file with the detector."""
 import contextlib
 import io
 import json
@@ -23,49 +23,49 @@ from ..validate.config import datasets_below, reason
 from ..visualize.detector import load_detector
 from .detectors import ExportError, OneImageDetector
 
-OLDEST_OPSET, OPSET = 16, 17  # RoiAlign of opset 16 is mmcv's
-# how far apart boxes, in pixels, and scores may be
+OLDEST_OPSET, OPSET = 16, 17  # opset 16 is the first whose RoiAlign is mmcv's
+# largest differences of boxes, in pixels, and scores
 BOX, SCORE = 1e-3, 1e-5
-SIZE = (320, 448)  # of the image that the graph is traced with
+SIZE = (320, 448)  # of the image used for tracing
 
 
 def check_packages() -> None:
-    """Raise ExportError unless the packages of ONNX are there."""
+    """Raise ExportError unless the packages for ONNX are installed."""
     missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
     if missing:
-        raise ExportError(f'ONNX files need {" and ".join(missing)}, which is not installed: '
+        raise ExportError(f'ONNX files need {" and ".join(missing)}. Install with: '
                           f'pip install {" ".join(missing)}')
 
 
 def export_detector(config: Config, checkpoint: Path, target: Path,
                     size: tuple[int, int] | None = None, opset: int = OPSET) -> nn.Module:
-    """Write a trained detector as an ONNX file of standard operators alone.
+    """Write a trained detector as an ONNX file of standard operators only.
 
-    Shuffle attention in ResNet's bottlenecks is absorbed (``for_deployment``); where that cannot be
-    done, a warning says why, and the network is exported as it is.
+    Shuffle attention in ResNet's bottlenecks is absorbed (``for_deployment``). If that fails, a
+    warning says why, and the network is exported as trained.
 
     Args:
-        config: of a Faster R-CNN, Mask R-CNN or RetinaNet.
+        config: the config of a Faster R-CNN, Mask R-CNN or RetinaNet.
         checkpoint: its trained weights.
-        target: the file.
-        size: (H, W) of the images; None for any.
-        opset: of ONNX, 16 at least.
+        target: the file to write.
+        size: (H, W) of the images; None for any size.
+        opset: the ONNX opset, at least 16.
 
     Returns:
-        The detector as it was trained.
+        The detector as trained.
 
     Raises:
         ExportError: the detector cannot be exported, or the file cannot be written.
         CheckpointError: the weights cannot be used.
     """
     if opset < OLDEST_OPSET:
-        raise ExportError(f'opset must be at least {OLDEST_OPSET}, whose RoiAlign is the '
-                          f"detectors', got {opset}")
+        raise ExportError(f'opset must be at least {OLDEST_OPSET}, got {opset}: older ones lack '
+                          "the detectors' RoiAlign")
     detector = load_detector(config, checkpoint, 'cpu')
     try:
         deployed = for_deployment(detector)
     except ValueError as error:
-        print(f'warning: exported as it was trained, without folding and absorbing: {error}')
+        print(f'warning: exported as trained, without folding and absorbing: {error}')
         deployed = detector
     content = _onnx(OneImageDetector(deployed), size, opset)
     try:
@@ -83,24 +83,24 @@ def _onnx(detector: OneImageDetector, size: tuple[int, int] | None, opset: int) 
     file = io.BytesIO()
     image = 255 * torch.rand(1, 3, *(size or SIZE), generator=torch.Generator().manual_seed(0))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter('ignore')  # of what is constant in a trace, and is meant to be
+        warnings.simplefilter('ignore')  # about values that are meant to be constant
         try:
             torch.onnx.export(
                 detector, (image, ), file, dynamo=False, opset_version=opset, dynamic_axes=axes,
                 input_names=['image'], output_names=detector.output_names)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            raise ExportError(f'PyTorch cannot export it with opset {opset}: {reason(error)}. '
-                              'Choose another detector, or another --opset') from error
+            raise ExportError(f'PyTorch cannot export this detector with opset {opset}: '
+                              f'{reason(error)}. Choose another one, or another --opset') from error
     return file.getvalue()
 
 
 def _described(content: bytes, detector: nn.Module, config: Config) -> bytes:
-    """Return the file with what a user of it has to know."""
+    """Check the file, and return it with the classes, config and version as metadata."""
     import onnx
     model = onnx.load_from_string(content)
     if others := {f'{node.domain}::{node.op_type}' for node in model.graph.node if node.domain}:
-        raise ExportError(f'{", ".join(sorted(others))} is no standard operator of ONNX: choose a '
-                          'detector without it')
+        raise ExportError(f'{", ".join(sorted(others))} is not a standard operator of ONNX: choose '
+                          'a detector without it')
     onnx.checker.check_model(model)
     onnx.helper.set_model_props(model, {
         'classes': json.dumps(list(detector.dataset_meta.get('classes') or [])),
@@ -109,15 +109,15 @@ def _described(content: bytes, detector: nn.Module, config: Config) -> bytes:
 
 
 def read_image(path: Path, config: Config, size: tuple[int, int] | None) -> np.ndarray:
-    """Return an image (H, W, 3) as the detector is tested with it, or of the given size.
+    """Return an image (H, W, 3), resized as in the detector's test or to the given size.
 
     Raises:
-        ExportError: it is no image.
+        ExportError: the file is not an image.
     """
     image = cv2.imread(str(path))
     if image is None:
-        found = 'cannot be read as one' if path.is_file() else 'does not exist'
-        raise ExportError(f'image {path} {found}: give a picture')
+        found = 'cannot be read' if path.is_file() else 'does not exist'
+        raise ExportError(f'image {path} {found}: give an image file')
     if size:
         return cv2.resize(image, size[::-1])
     pipelines = (dataset.get('pipeline') or []
@@ -130,26 +130,26 @@ def read_image(path: Path, config: Config, size: tuple[int, int] | None) -> np.n
 
 
 def verify(detector: nn.Module, file: Path, image: np.ndarray) -> None:
-    """Print how far the file's detections are from the detector's; raise where it is too far.
+    """Print how much a file's detections differ from the detector's; raise if it is too much.
 
     Args:
-        detector: of ``export_detector``.
+        detector: from ``export_detector``.
         file: its ONNX file, which onnxruntime runs.
-        image: (H, W, 3), as OpenCV reads them.
+        image: (H, W, 3), as OpenCV reads it.
 
     Raises:
-        ExportError: onnxruntime cannot run it, or the detections are others.
+        ExportError: onnxruntime cannot run the file, or the detections differ.
     """
     image = torch.from_numpy(image).permute(2, 0, 1).contiguous()
     expected = detections_of(detector, image)
     try:
         actual = detections_in(file, image)
-    except Exception as error:  # of onnxruntime
+    except Exception as error:  # onnxruntime's
         raise ExportError(f'{file} does not run in onnxruntime: {reason(error)}') from error
     if len(actual) != len(expected):
         raise ExportError(f'{file} gives {len(actual)} detections, the detector {len(expected)}. '
-                          'Check another picture: where one is at the threshold, rounding decides; '
-                          'otherwise please report it')
+                          'Try another image: rounding decides on scores at the threshold. If the '
+                          'numbers differ again, please report it')
     order = matched(actual, expected)
     box = _largest(actual.bboxes[order] - expected.bboxes)
     score = _largest(actual.scores[order] - expected.scores)
@@ -164,7 +164,7 @@ def verify(detector: nn.Module, file: Path, image: np.ndarray) -> None:
 
 
 def matched(actual: InstanceData, expected: InstanceData) -> Tensor:
-    """Return for each expected detection the actual one that is it: equal scores have no order."""
+    """Return the actual detection for each expected one: equal scores have no fixed order."""
     order, free = [], torch.ones(len(actual), dtype=torch.bool)
     for label, box, score in zip(expected.labels, expected.bboxes, expected.scores, strict=True):
         distance = (actual.bboxes - box).abs().amax(1) + (actual.scores - score).abs()
@@ -176,7 +176,7 @@ def matched(actual: InstanceData, expected: InstanceData) -> Tensor:
 
 @torch.no_grad()
 def detections_of(detector: nn.Module, image: Tensor) -> InstanceData:
-    """Return what a detector finds in an image (3, H, W), which is taken as it is."""
+    """Return what a detector finds in an image (3, H, W), without resizing it."""
     size = tuple(image.shape[1:])
     sample = DetDataSample(metainfo=dict(img_shape=size, ori_shape=size, scale_factor=(1., 1.)))
     data = detector.data_preprocessor(dict(inputs=[image], data_samples=[sample]))
@@ -200,7 +200,7 @@ def detections_in(file: Path, image: Tensor) -> InstanceData:
 
 
 def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return (K, H, W), bool: masks (K, h, w) in the places of their boxes, by MMDetection."""
+    """Return (K, H, W), bool: masks (K, h, w) pasted into their boxes by MMDetection."""
     if not len(masks):
         return torch.zeros(0, height, width, dtype=torch.bool)
     return _do_paste_mask(masks[:, None], boxes, height, width, skip_empty=False)[0] >= 0.5

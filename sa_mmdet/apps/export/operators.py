@@ -1,4 +1,4 @@
-"""Operators of ONNX that PyTorch's exporter does not make of MMDetection's code by itself."""
+"""ONNX operators that PyTorch's exporter does not generate from MMDetection's code."""
 import torch
 from mmcv.ops import nms, roi_align
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch.autograd import Function
 
 
 class TopK(Function):
-    """The largest values of a vector and their places, at most k; in falling order."""
+    """The largest values of a vector and their indices, at most k, in descending order."""
 
     @staticmethod
     def forward(ctx, values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -19,16 +19,17 @@ class TopK(Function):
 
 
 class NonMaxSuppression(Function):
-    """ONNX's: of each box set and class, the boxes that stay.
+    """ONNX's non-maximum suppression of each box set and class.
 
     Args of ``apply``:
-        boxes: (B, N, 4).
+        boxes: (B, N, 4); B sets.
         scores: (B, K, N); K classes.
-        most: of each class and set.
-        iou_threshold, score_threshold: beyond which a box goes, or stays.
+        most: the largest number of boxes kept for each class and set.
+        iou_threshold: a box is dropped above this IoU with a better one.
+        score_threshold: a box is kept only above this score.
 
     Returns:
-        (M, 3), int64: set, class and place of each box that stays.
+        (M, 3), int64: set, class and index of each kept box.
     """
 
     @staticmethod
@@ -53,12 +54,12 @@ class NonMaxSuppression(Function):
 
 
 class RoiAlign(Function):
-    """mmcv's RoIAlign of one image, as ONNX's of opset 16.
+    """mmcv's RoIAlign of one image, as the operator of ONNX opset 16.
 
     Args of ``apply``:
         features: (1, C, H, W).
         boxes: (N, 4) in pixels of the image.
-        layer: the ``mmcv.ops.RoIAlign`` that says how.
+        layer: the ``mmcv.ops.RoIAlign`` with the settings.
 
     Returns:
         (N, C, h, w).
@@ -72,7 +73,7 @@ class RoiAlign(Function):
 
     @staticmethod
     def symbolic(g, features, boxes, layer):
-        # all zeros: levels of the first image
+        # all zeros: every box is in the first image
         first = g.op('Constant', value_t=torch.tensor([0]))
         number = g.op('Gather', g.op('Shape', boxes), first)
         images = g.op('ConstantOfShape', number, value_t=torch.tensor([0]))

@@ -1,1 +1,1 @@
-"""Mask R-CNN that learns drawn shapes in minutes."""
+"""A Mask R-CNN that learns drawn shapes in minutes."""

@@ -1,4 +1,4 @@
-"""The quickstart: generate shapes, train SA-ResNet-50 Mask R-CNN on them, evaluate, draw."""
+"""Run the quickstart: generate shapes, train SA-ResNet-50 Mask R-CNN on them, evaluate, draw."""
 import collections
 import itertools
 from pathlib import Path
@@ -29,32 +29,32 @@ METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 
 
 def check_quickstart(config: Config) -> None:
-    """Raise ConfigError unless a config has what ``run_quickstart`` needs, and a place for data."""
+    """Raise ConfigError unless ``run_quickstart`` can use a config and its folders."""
     for key in ('train_dataloader', 'test_dataloader', 'train_cfg'):
         if not isinstance(config.get(key), dict):
             raise ConfigError(f'config {config.filename} has no {key}, found {config.get(key)!r}: '
-                              'give one for training and testing on the shapes data set, such as '
+                              'give one that trains and tests on the drawn shapes, such as '
                               'configs/quickstart/mask-rcnn_sa-r50_fpn_shapes.py')
     check_epochs(config)
     root = config.train_dataloader.dataset.get('data_root') or ''
-    problem = folder_problem(Path(root)) if root else 'none is given'
+    problem = folder_problem(Path(root)) if root else 'no folder is given'
     if problem:
-        raise ConfigError(f'train_dataloader.dataset.data_root={root}, where the data set is '
-                          f'drawn: {problem}: choose another')
-    for path in Path(config.work_dir).glob('*.py'):  # where MMEngine notes what it was begun with
+        raise ConfigError(f'train_dataloader.dataset.data_root={root}: {problem}. '
+                          'Choose a folder to draw the data set in')
+    for path in Path(config.work_dir).glob('*.py'):  # MMEngine's copy of the config
         changed = list(differing_keys(read_config(path).get('model'), config.model.to_dict()))
         if changed:
-            raise ConfigError(f'{config.work_dir} was begun with another model, of {path}: '
+            raise ConfigError(f'{config.work_dir} was started with the model of {path}: '
                               f'{listed(changed)} changed. Give another --work-dir, or remove it')
 
 
 def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:
-    """Train, or go on with the training in the work dir, and report on images held out.
+    """Train, or resume the training in the work dir, and report on held-out images.
 
     Args:
-        config: of the detector, with ``data_root`` in its data sets and ``work_dir`` set.
-        min_ap: COCO bbox and segm AP, in [0, 1], that the detector has to reach.
-        pictures: images in the drawing of ground truth beside predictions.
+        config: the detector's config, with ``data_root`` in its data sets and ``work_dir`` set.
+        min_ap: the COCO bbox and segm AP, in [0, 1], that the detector must reach.
+        pictures: the number of test images to draw.
 
     Returns:
         Whether both APs reach ``min_ap``.
@@ -65,16 +65,16 @@ def run_quickstart(config: Config, min_ap: float, pictures: int = 4) -> bool:
     config.train_cfg.val_begin = config.train_cfg.max_epochs + 1  # evaluated once, at the end
     runner = Runner.from_cfg(config)
     runner.train()
-    # CocoMetric reports nothing where there is no detection at all.
+    # CocoMetric reports nothing if there are no detections.
     metrics = collections.defaultdict(float, runner.test())
     print_metrics(metrics)
     path = Path(config.work_dir) / 'predictions.png'
     draw_test_images(runner, pictures, path)
-    print(f'ground truth (left) beside predictions (right): {path}')
+    print(f'ground truth (left) and predictions (right): {path}')
 
     reached = [metrics[f'coco/{task}_mAP'] >= min_ap for task in ('bbox', 'segm')]
     if not all(reached):
-        print(f'AP is under the floor of {min_ap}: something is wrong with this installation')
+        print(f'AP is below the minimum of {min_ap}: something is wrong with this installation')
     return all(reached)
 
 
@@ -87,7 +87,7 @@ def print_metrics(metrics: dict[str, float]) -> None:
 
 
 def draw_test_images(runner: Runner, count: int, path: Path) -> None:
-    """Draw ``count`` test images, ground truth beside predictions, into the PNG at ``path``."""
+    """Draw ``count`` test images, ground truth next to predictions, into a PNG at ``path``."""
     dataset = runner.test_dataloader.dataset
     runner.model.eval()
     rows = []

@@ -1,1 +1,1 @@
-"""Questions about a config, its data and its weights, each with one function."""
+"""Checks of a config, its data and its weights: one function for each question."""

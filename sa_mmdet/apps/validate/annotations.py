@@ -1,4 +1,4 @@
-"""What a file of COCO's annotations lists, read once."""
+"""Read COCO annotation files, each one once."""
 import hashlib
 import json
 import os
@@ -16,23 +16,23 @@ Id = int | float | str
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file of COCO's annotations lists.
+    """The content of a COCO annotation file.
 
     Attributes:
-        images: file name, width and height of each, by its id; the latter None where not given.
-        categories: id and name of each, in the order of the file.
-        objects: their number.
-        annotated: the ids of the images that have objects, by category.
-        repeated: ids that different images, or several objects, have, keyed by 'image', 'object'.
-        unreadable: how many images and objects MMDetection stops at, by the reason, and the file
-            name of the first.
-        found: for each object of a kind and a category the id of its image. As MMDetection reads
-            them: 'learned', 'crowd', 'no mask'; as COCO's evaluation does: 'evaluated', and
-            without what that needs: 'no id', 'no iscrowd', 'no area', 'no bbox', 'no segmentation';
-            'id 0', which that takes for none; 'small', below a pixel.
-        unlisted: the number of objects of images that the file does not list.
-        uncategorised: the number of objects of categories that it does not list.
-        sha256: of the file.
+        images: file name, width and height of each image, by id; a size may be None.
+        categories: id and name of each category, in the order of the file.
+        objects: the number of objects.
+        annotated: for each category, the ids of the images with objects.
+        repeated: ids that several images or objects share, under 'image' and 'object'.
+        unreadable: for each reason why MMDetection fails on images or objects, how many there are
+            and the file name of the first image.
+        found: for each kind and category, the image ids of its objects. Kinds as MMDetection
+            reads objects: 'learned', 'crowd', 'no mask'. Kinds for COCO's evaluation: 'evaluated';
+            'no id', 'no iscrowd', 'no area', 'no bbox' and 'no segmentation' for what it needs but
+            is missing; 'id 0', which it treats as no match; 'small', below a pixel.
+        unlisted: the number of objects whose image the file does not list.
+        uncategorised: the number of objects whose category the file does not list.
+        sha256: the hash of the file.
     """
 
     images: dict[Id, tuple[str, int | None, int | None]]
@@ -48,16 +48,16 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read a file of COCO's annotations; once, until it changes.
+    """Read a COCO annotation file; the result is cached until the file changes.
 
     Raises:
-        ValueError: it cannot be read, or is not of COCO's format.
+        ValueError: the file cannot be read, or is not in COCO's format.
     """
     try:
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a file of COCO's annotations, or damaged: {error!r}. "
+        raise ValueError(f'{path} is damaged or not a COCO annotation file: {error!r}. '
                          'Write or download it again') from error
 
 
@@ -106,7 +106,7 @@ def _note_objects(annotations: Annotations, image: dict, objects: list[dict], na
 
 
 def _evaluation(entry: dict) -> Iterator[str]:
-    """Yield that COCO's evaluation counts an object, or what it lacks for that."""
+    """Yield whether COCO's evaluation counts an object, and what the object lacks for it."""
     box, area, id_ = entry.get('bbox'), entry.get('area'), entry['id']
     if not entry.get('iscrowd'):
         yield 'evaluated'
@@ -124,13 +124,13 @@ def _evaluation(entry: dict) -> Iterator[str]:
     if id_ == 0:
         yield 'id 0'
     try:
-        float(id_)  # COCOeval writes it into an array
+        float(id_)  # COCOeval stores it in an array
     except (TypeError, ValueError, OverflowError):
         yield 'no id'
 
 
 def has_outline(entry: dict) -> bool:
-    """Return whether pycocotools can make a mask of an object's segmentation."""
+    """Return whether pycocotools can make a mask from an object's segmentation."""
     outline = entry.get('segmentation')
     if isinstance(outline, dict):
         return 'counts' in outline
@@ -140,7 +140,7 @@ def has_outline(entry: dict) -> bool:
 
 def _instances(annotations: Annotations, image: dict, objects: list[dict], names: dict
                ) -> list[dict]:
-    """Return the objects of an image that MMDetection reads, as it does; their labels are names."""
+    """Return the objects of an image as MMDetection reads them, with names as labels."""
     dataset = SimpleNamespace(data_prefix=dict(img=''), seg_map_suffix='', return_classes=False,
                               cat_ids=names, cat2label=names)
 
@@ -150,7 +150,7 @@ def _instances(annotations: Annotations, image: dict, objects: list[dict], names
 
     try:
         return parsed(objects)
-    except Exception:  # by whatever one of them lacks
+    except Exception:  # its type depends on what an object lacks
         instances = []
     for what, entries in [('images', []), *(('objects', [entry]) for entry in objects)]:
         try:

@@ -1,4 +1,4 @@
-"""What a command line names: config files, read, overridden and built; and places to write."""
+"""Read, override and build the configs that a command line names, and check its output paths."""
 import copy
 import difflib
 import sys
@@ -17,28 +17,28 @@ from torch import nn
 from ...environment import mmpretrain_problem
 
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
-NO_CHECKS = '--no-checks'  # of tools/train.py and test.py
+NO_CHECKS = '--no-checks'  # an option of tools/train.py and tools/test.py
 
 
 class ConfigError(ValueError):
-    """A config cannot be used; the message says why, and what can be done."""
+    """A config cannot be used; the message says why, and what to do."""
 
 
 class Doubt(str):
-    """Something that may be intended: the user is told, and nothing is refused."""
+    """Something that may be intended: it becomes a warning, and the command continues."""
 
 
 def without_doubts(problems: Iterable[str]) -> list[str]:
-    """Print what may be intended, each once, and return the other problems, each once.
+    """Print each doubt once, and return the other problems, each once.
 
-    A check that fails itself stops nobody: that is printed too.
+    If a check itself fails, that becomes a doubt too.
     """
     told = {}
     try:
         for problem in problems:
             told[problem] = None
-    except Exception as error:  # what a config or a file holds that nobody thought of
-        told[Doubt(f'a check could not be made, and is left out: {reason(error)}')] = None
+    except Exception as error:  # unforeseen content of a config or a file
+        told[Doubt(f'a check failed and was skipped: {reason(error)}')] = None
     for problem in told:
         if isinstance(problem, Doubt):
             print(f'warning: {problem}', file=sys.stderr)
@@ -46,15 +46,14 @@ def without_doubts(problems: Iterable[str]) -> list[str]:
 
 
 def class_of(kind: str | type | None, registry: Registry) -> type | None:
-    """Return the class that ``type`` names in a config, or is in a pure Python one; None if none.
-    """
+    """Return the class that a ``type`` names, or is in a pure Python config; None if unknown."""
     return registry.get(kind) if isinstance(kind, str) else kind
 
 
 def detector_of(model: ConfigDict) -> ConfigDict:
     """Return the part of a model's config that has the backbone.
 
-    It is the model itself, or the detector inside it, as in SoftTeacher and in trackers.
+    It is the model itself, or the detector inside it, as in SoftTeacher and trackers.
     """
     if 'backbone' not in model and isinstance(model.get('detector'), dict):
         return detector_of(model.detector)
@@ -62,45 +61,45 @@ def detector_of(model: ConfigDict) -> ConfigDict:
 
 
 class Overrides(DictAction):
-    """``--cfg-options key=value ...``: MMEngine's, with a message where one lacks."""
+    """``--cfg-options key=value ...``: MMEngine's, with an error for a missing value."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         for value in values:
             key, equals, _ = value.partition('=')
             if not (key and equals):
-                raise ArgumentError(self, f'give key=value, got {value!r}')
+                raise ArgumentError(self, f'expected key=value, got {value!r}')
         super().__call__(parser, namespace, values, option_string)
 
 
 def read_config(path: str | Path, overrides: dict | None = None) -> Config:
-    """Read a config file, and override settings.
+    """Read a config file, and override its settings.
 
-    Where a key is new to the config and almost one of its own, a warning is printed: MMEngine
-    takes new keys as they are.
+    MMEngine accepts new keys silently. A new key that resembles one of the config's own prints a
+    warning.
 
     Args:
-        path: of a .py, .yml or .json file.
+        path: a .py, .yml, .yaml or .json file.
         overrides: values by dotted keys, as ``--cfg-options`` gives them.
 
     Raises:
-        ConfigError: there is no such file, it is none of a config or cannot be read, whatever goes
-            wrong in it or the configs below it, or an override does not fit.
+        ConfigError: the file does not exist, is not a config, or cannot be read because of an
+            error in it or in a config that it inherits; or an override does not fit.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         found = 'is a folder' if path.is_dir() else 'does not exist'
         raise ConfigError(f'config {path} {found}: give the path of a config file')
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f'config {path} is no file of {", ".join(SUFFIXES)}: is it the '
-                          "checkpoint, in the config's place?")
+        raise ConfigError(f'config {path}: expected a {", ".join(SUFFIXES[:-1])} or {SUFFIXES[-1]} '
+                          'file. Did you swap config and checkpoint?')
     try:
         config = Config.fromfile(path)
-    except Exception as error:  # a config is a program: whatever that raises
+    except Exception as error:  # a config is a program and may raise anything
         missing = mmpretrain_problem() if 'mmpretrain' in str(error) else None
         if missing:
             raise ConfigError(f'config {path}: {missing}') from error
-        raise ConfigError(f'config {path} cannot be read: {reason(error)}. Mend it, or what it is '
-                          'based on') from error
+        raise ConfigError(f'config {path} cannot be read: {reason(error)}. Fix it, or a '
+                          'config that it inherits from') from error
     for warning in _near_misses(config, overrides or {}):
         print(f'warning: --cfg-options {warning}', file=sys.stderr)
     try:
@@ -113,7 +112,7 @@ def read_config(path: str | Path, overrides: dict | None = None) -> Config:
 
 
 def _near_misses(config: Config, overrides: dict) -> Iterator[str]:
-    """Yield a sentence for each key that the config has almost."""
+    """Yield a warning for each new key that resembles one of the config's own."""
     for key in overrides:
         node = config
         for name in key.split('.'):
@@ -121,27 +120,27 @@ def _near_misses(config: Config, overrides: dict) -> Iterator[str]:
                 break
             if name not in node:
                 for near in difflib.get_close_matches(name, map(str, node), n=1, cutoff=0.8):
-                    yield f'{key} is new to the config: did you mean {near} in place of {name}?'
+                    yield f'{key} is new to the config: did you mean {near} instead of {name}?'
                 break
             node = node[name]
 
 
 def is_classifier(config: Config) -> bool:
-    """Return whether a config is one of MMPretrain's, as those in ``configs/imagenet`` are."""
+    """Return whether a config is MMPretrain's, as those in ``configs/imagenet`` are."""
     return config.get('default_scope') == 'mmpretrain'
 
 
 def build_model(config: Config, scope: str = 'mmdet') -> nn.Module:
-    """Build the model of a config, to see whether that can be done.
+    """Build the model of a config, to check that it can be built.
 
-    The types are those of ``scope``, unless the config sets its own ``default_scope``.
+    Types are looked up in ``scope``, unless the config sets its own ``default_scope``.
 
     Returns:
-        The model without memory for its weights, on PyTorch's meta device; what cannot be built
-        there is on the CPU.
+        The model on PyTorch's meta device, without memory for its weights; on the CPU if it cannot
+        be built there.
 
     Raises:
-        ConfigError: the config has no model, or it cannot be built.
+        ConfigError: the config has no model, or the model cannot be built.
     """
     model = config.get('model')
     if not isinstance(model, dict) or 'type' not in model:
@@ -155,11 +154,11 @@ def build_model(config: Config, scope: str = 'mmdet') -> nn.Module:
     for device in ('meta', 'cpu'):
         try:
             with torch.device(device):
-                return MODELS.build(copy.deepcopy(model))  # a detector writes into its config
-        except Exception as error:  # whatever a config's classes raise
+                return MODELS.build(copy.deepcopy(model))  # a detector modifies its config
+        except Exception as error:  # a config's classes may raise anything
             if device == 'cpu':
                 hint = '' if scope == 'mmdet' or config.get('default_scope') else (
-                    " (MMDetection's configs set default_scope='mmdet', this one sets none)")
+                    ". Set default_scope='mmdet' if its types are MMDetection's")
                 raise ConfigError(f'config {config.filename}: its {model["type"]} cannot be built: '
                                   f'{reason(error)}{hint}') from error
 
@@ -167,12 +166,13 @@ def build_model(config: Config, scope: str = 'mmdet') -> nn.Module:
 def check_detector(config: Config) -> None:
     """Raise ConfigError unless a config has a detector that can be built."""
     if is_classifier(config):
-        raise ConfigError(f'config {config.filename} is of a classifier: give that of a detector')
+        raise ConfigError(f'config {config.filename} is for a classifier: give the config of a '
+                          'detector')
     build_model(config)
 
 
 def datasets_below(node) -> Iterator[ConfigDict]:
-    """Yield the configs of the data sets of a data loader's, wrappers before what is in them."""
+    """Yield the data set configs in a data loader's config, wrappers before their contents."""
     if isinstance(node, (list, tuple)):
         for item in node:
             yield from datasets_below(item)
@@ -193,7 +193,7 @@ def dicts_below(node) -> Iterator[dict]:
 
 
 def loader_problem(config: Config, split: str) -> str | None:
-    """Return what is wrong if a config has no data loader for a split."""
+    """Return a message if a config has no data loader for a split, or None."""
     loader = config.get(f'{split}_dataloader')
     if isinstance(loader, dict):
         return None
@@ -203,14 +203,14 @@ def loader_problem(config: Config, split: str) -> str | None:
 
 
 def check_epochs(config: Config) -> None:
-    """Raise ConfigError unless a config trains for whole epochs, one at least."""
+    """Raise ConfigError unless a config trains for at least one epoch."""
     epochs = (config.get('train_cfg') or {}).get('max_epochs')
     if not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f'train_cfg.max_epochs must be an integer of at least 1, got {epochs!r}')
 
 
 def differing_keys(a, b, name: str = '') -> Iterator[str]:
-    """Yield the dotted names of the values that are not the same in two nested dicts."""
+    """Yield the dotted names of the values that differ between two nested dicts."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys([*a, *b]):
             yield from differing_keys(a.get(key), b.get(key), f'{name}.{key}' if name else str(key))
@@ -219,14 +219,14 @@ def differing_keys(a, b, name: str = '') -> Iterator[str]:
 
 
 def listed(names: Iterable, most: int = 3) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names as text, and how many more there are."""
     names = [str(name) for name in names]
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
 
 
 def folder_problem(path: Path) -> str | None:
-    """Return why nothing can be written into a folder, which may not exist yet; None if it can."""
+    """Return why a folder, which may not exist yet, cannot be written to, or None."""
     existing = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not existing.is_dir():
         return f'{existing} is not a folder'
@@ -238,10 +238,10 @@ def folder_problem(path: Path) -> str | None:
 
 
 def file_problem(path: Path) -> str | None:
-    """Return why a file cannot be written into a folder that exists; None if it can."""
+    """Return why a file cannot be written into an existing folder, or None."""
     folder = path.absolute().parent
     if path.is_dir():
-        return f'{path} is a folder: give the name of a file'
+        return f'{path} is a folder: give a file name'
     if not folder.exists():
         return f'the folder {folder} does not exist: make it, or give another file'
     problem = folder_problem(folder)
@@ -249,13 +249,13 @@ def file_problem(path: Path) -> str | None:
 
 
 def new_file_problem(path: Path) -> str | None:
-    """Return why a file cannot be made, which must not exist yet; None if it can."""
+    """Return why a new file cannot be created, or None."""
     return f'{path} exists: remove it, or choose another name' if path.exists() else (
         file_problem(path))
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error, or the code that raised it where it says nothing."""
+    """Return the first line of an error, or the code that raised it if it has no message."""
     lines = str(error).strip().splitlines()
     if lines:
         line = lines[0].rstrip(': ')

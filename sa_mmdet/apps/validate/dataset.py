@@ -18,10 +18,10 @@ class Source:
     """A data set that MMDetection's ``CocoDataset`` reads from this machine.
 
     Attributes:
-        config: of the data set.
-        path, annotations: the file, and what it lists.
-        folder: of the images.
-        classes: what the config says: names, or a text that is not a file of names.
+        config: the data set's config.
+        path, annotations: the annotation file and its content.
+        folder: the image folder.
+        classes: the names that the config gives, or a text that is not a file of names.
     """
 
     config: ConfigDict
@@ -32,9 +32,9 @@ class Source:
 
     @cached_property
     def labels(self) -> list[tuple[Id, str]]:
-        """Return the categories that have the labels 0, 1, 2, ...: their ids and names.
+        """Return the ids and names of the categories with the labels 0, 1, 2, ...
 
-        MMDetection numbers those that ``classes`` name, in the order of the file.
+        MMDetection numbers the categories in ``classes``, in the order of the file.
         """
         if isinstance(self.classes, str):
             return []
@@ -49,7 +49,7 @@ class Source:
     def images(self) -> dict[Id, tuple[str, int | None, int | None]]:
         """Return the images that are read, after ``filter_cfg`` and ``indices``.
 
-        As ``CocoDataset.filter_data`` and MMEngine's ``BaseDataset`` do.
+        They are those that ``CocoDataset.filter_data`` and MMEngine's ``BaseDataset`` keep.
         """
         images, config = self.annotations.images, self.config
         wanted = (not config.get('test_mode') and config.get('filter_cfg')) or {}
@@ -70,14 +70,13 @@ class Source:
         return {id_: images[id_] for id_ in ids}
 
     def having(self, kind: str) -> list[Id]:
-        """Return the image of each object of a kind, of the classes, in the images that are read.
-        """
+        """Return the image id of each object of a kind, in the classes and images that are read."""
         found = [self.annotations.found.get((kind, name), []) for name in dict.fromkeys(self.names)]
         return [id_ for ids in found for id_ in ids if id_ in self.images]
 
 
 def dataset_meta(dataset: ConfigDict) -> dict:
-    """Return what a data set's config tells of its classes: 'classes' and their 'palette'."""
+    """Return what a data set's config says of its classes: 'classes' and their 'palette'."""
     while 'dataset' in dataset or 'datasets' in dataset:  # a wrapper, such as ConcatDataset
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     meta = dict(palette='random') | class_of(dataset.type, DATASETS).METAINFO | {
@@ -86,13 +85,13 @@ def dataset_meta(dataset: ConfigDict) -> dict:
 
 
 def class_names(value: object) -> list[str] | str | None:
-    """Return the classes of a data set, as MMEngine reads what its config says of them.
+    """Return the class names of a data set, as MMEngine reads them from its config.
 
     Args:
-        value: ``metainfo.classes``: the names, or the path of a file with a name in each line.
+        value: ``metainfo.classes``: the names, or the path of a file with one name per line.
 
     Returns:
-        The names; the text itself where there is no such file; None where nothing is said.
+        The names; the text itself if there is no such file; None if the config gives no classes.
     """
     if isinstance(value, str):
         return list_from_file(value) if Path(value).is_file() else value
@@ -100,14 +99,14 @@ def class_names(value: object) -> list[str] | str | None:
 
 
 def dataset_paths(dataset: ConfigDict) -> tuple[Path, Path]:
-    """Return the annotation file of a data set and the folder of its images."""
+    """Return a data set's annotation file and image folder."""
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
     return Path(os.path.join(root, dataset.ann_file or '')), Path(
         os.path.join(root, prefix.get('img') or ''))
 
 
 def is_coco(dataset: ConfigDict) -> bool:
-    """Return whether a data set is read as COCO's are, on this machine."""
+    """Return whether MMDetection reads a data set as COCO, from this machine."""
     kind = class_of(dataset.get('type'), DATASETS)
     return (all(getattr(kind, name, None) is getattr(CocoDataset, name)
                 for name in ('load_data_list', 'parse_data_info', 'COCOAPI'))

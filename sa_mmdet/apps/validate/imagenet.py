@@ -1,4 +1,4 @@
-"""Whether the files of a data set hold what MMPretrain's ``ImageNet`` expects of them."""
+"""Check that the files of a data set are what MMPretrain's ``ImageNet`` expects."""
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -14,27 +14,27 @@ from .images import absent_images, damage
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 TYPES = ('ImageNet', 'mmpretrain.ImageNet')
 CLASSES = 1000
-WHERE = ('link ImageNet to data/imagenet of the folder where you start the command, or say where '
-         "it is: --data-root of reproduce.py, the data sets' data_root elsewhere "
+WHERE = ('Link ImageNet to data/imagenet in the folder where you start the command, or give its '
+         'folder: --data-root of reproduce.py, or data_root of the data sets elsewhere '
          '(docs/imagenet.md, "Data")')
 
 
 def imagenet_datasets(loader: ConfigDict | None) -> Iterator[ConfigDict]:
-    """Yield the configs of MMPretrain's ``ImageNet`` data sets in a loader's, inside any wrappers.
+    """Yield the configs of ``ImageNet`` data sets in a loader's config, inside any wrappers.
 
-    They may be of other images and classes than ImageNet's; those on other machines are left out.
+    Their images and classes may differ from ImageNet's. Data sets on other machines are skipped.
     """
     return (dataset for dataset in datasets_below(loader) if _name(dataset.get('type')) in TYPES
             and '://' not in (dataset.get('data_root') or ''))
 
 
 def _name(kind: str | type | None) -> str | None:
-    """Return the name of a data set's class; MMPretrain need not be installed to look it up."""
+    """Return the name of a data set's class, even if MMPretrain is not installed."""
     return kind.__name__ if isinstance(kind, type) else kind
 
 
 def image_folder(dataset: dict) -> Path:
-    """Return the folder of the images of a data set, which may be in folders of their classes."""
+    """Return a data set's image folder, which may have one folder per class."""
     prefix = dataset.get('data_prefix') or dataset.get('split') or ''
     if isinstance(prefix, dict):
         prefix = prefix.get('img_path') or ''
@@ -42,7 +42,7 @@ def image_folder(dataset: dict) -> Path:
 
 
 def label_file(dataset: dict) -> Path | None:
-    """Return the file with a line "image class" for each; None if folders tell the classes."""
+    """Return the file with a line "image class" per image; None if folders give the classes."""
     root = Path(dataset.get('data_root') or '')
     if dataset.get('ann_file'):
         return root / dataset['ann_file']
@@ -51,24 +51,24 @@ def label_file(dataset: dict) -> Path | None:
 
 
 def class_count(dataset: dict) -> int:
-    """Return the number of classes of a data set: ImageNet's, or as many as its config names."""
+    """Return a data set's number of classes: ImageNet's, or as many as its config names."""
     classes = (dataset.get('metainfo') or {}).get('classes') or dataset.get('classes')
     return len(class_names(classes) or range(CLASSES))
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the names of the folders of classes, in the order of their labels.
+    """Return the names of the class folders, in the order of their labels.
 
-    Hidden folders are classes too, as they are for MMPretrain.
+    Hidden folders are included, as in MMPretrain.
     """
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
 
 
 def labelled_images(dataset: dict) -> list[tuple[str, int]]:
-    """Return the images of a data set, by their paths below ``image_folder``, with their classes.
+    """Return the images of a data set, as paths below ``image_folder``, with their classes.
 
     Raises:
-        OSError, ValueError: the files cannot be read, or a line of ``label_file`` is none.
+        OSError, ValueError: a file cannot be read, or a line of ``label_file`` is malformed.
     """
     folder, file = image_folder(dataset), label_file(dataset)
     if file:
@@ -79,13 +79,13 @@ def labelled_images(dataset: dict) -> list[tuple[str, int]]:
 
 
 def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
-    """Yield what is wrong with the data of a classifier, sentences for people.
+    """Yield what is wrong with a classifier's data, as sentences for the user.
 
-    Every image of ``label_file``, and one of each class, is looked for; one is opened.
+    Every image of ``label_file``, or one of each class folder, must exist. One image is opened.
 
     Args:
-        config: of a classifier; nothing is said about data sets of other types.
-        splits: the data sets that are read, of 'train', 'val' and 'test'.
+        config: the config of a classifier. Only ``ImageNet`` data sets are checked.
+        splits: the splits that are read, of 'train', 'val' and 'test'.
     """
     if problem := loader_problem(config, splits[0]):
         yield problem
@@ -93,7 +93,7 @@ def imagenet_problems(config: Config, splits: tuple[str, ...]) -> Iterator[str]:
     datasets = []
     for split in splits:
         for dataset in imagenet_datasets(config.get(f'{split}_dataloader')):
-            if dataset not in datasets:  # the test's are most often the validation's
+            if dataset not in datasets:  # val and test often share one data set
                 datasets.append(dataset)
     problems = list(dict.fromkeys(
         problem for dataset in datasets for problem in _problems(dataset)))
@@ -106,8 +106,8 @@ def _problems(dataset: ConfigDict) -> Iterator[str]:
     folder = image_folder(dataset)
     if not folder.is_dir():
         found = 'is not a folder' if folder.exists() else 'does not exist'
-        yield (f'{folder.absolute()} {found}: it should hold the images of ImageNet, in one folder '
-               f'for each class; {WHERE}')
+        yield (f'{folder.absolute()} {found}: expected the images of ImageNet, in one folder per '
+               f'class. {WHERE}')
         return
     try:
         yield from _label_problems(dataset) if label_file(dataset) else _folder_problems(dataset)
@@ -117,36 +117,36 @@ def _problems(dataset: ConfigDict) -> Iterator[str]:
 
 def _number_problems(config: Config, datasets: list[ConfigDict],
                      splits: tuple[str, ...]) -> Iterator[str]:
-    """Yield how the head or the metric disagree with the number of classes."""
+    """Yield how the head or the metric disagrees with the number of classes."""
     outputs = (config.model.get('head') or {}).get('num_classes')
     for count in {class_count(dataset) for dataset in datasets}:
         if outputs is not None and outputs != count:
-            yield (f'model.head.num_classes={outputs}, and the data sets have {count} classes: '
+            yield (f'model.head.num_classes={outputs}, but the data sets have {count} classes: '
                    f'give --cfg-options model.head.num_classes={count}')
         for split in set(splits) - {'train'}:
             evaluator = config.get(f'{split}_evaluator')
             evaluator = evaluator[0] if isinstance(evaluator, list) else evaluator
             topk = as_tuple((evaluator or {}).get('topk') or 1)
             if max(topk) > count:
-                yield (f'{split}_evaluator.topk={topk} asks for the {max(topk)} best of {count} '
+                yield (f'{split}_evaluator.topk={topk} asks for the top {max(topk)} of {count} '
                        f'classes: give --cfg-options {split}_evaluator.topk=1, or more classes')
 
 
 def as_tuple(value) -> tuple:
-    """Return the items of a config's list, or the only one where it has no list."""
+    """Return a config's list as a tuple, or a single value as a tuple of one."""
     return tuple(value) if isinstance(value, list | tuple) else (value, )
 
 
 def _disagreements(datasets: list[ConfigDict]) -> Iterator[str]:
-    """Labels are the places of the folders in their order: they have to be the same everywhere."""
+    """Yield folders that differ in their classes: a label is a position in the sorted folders."""
     folders = list(dict.fromkeys(image_folder(dataset) for dataset in datasets
                                  if not label_file(dataset)))
     for folder in folders[1:]:
         differing = set(class_folders(folders[0])) ^ set(class_folders(folder))
         if differing:
-            yield (f'{folders[0]} and {folder} have folders of different classes, such as '
-                   f'{min(differing)}: labels are their places in the order of names, so that they '
-                   'have to be called alike')
+            yield (f'{folders[0]} and {folder} have different class folders, such as '
+                   f'{min(differing)}. A label is the position of a folder in the order of names: '
+                   'give the folders of both the same names')
 
 
 def _folder_problems(dataset: ConfigDict) -> Iterator[str]:
@@ -158,19 +158,19 @@ def _folder_problems(dataset: ConfigDict) -> Iterator[str]:
         if hidden:
             remedy = f'remove {hidden[0]}, which MMPretrain takes for a class'
         elif images:
-            remedy = ('sort the images into one folder for each class, or list them with their '
+            remedy = ('sort the images into one folder per class, or list them with their '
                       f'classes in {folder.parent / "meta" / f"{folder.name}.txt"}')
         else:
-            remedy = ('complete it, or name its classes by metainfo.classes of the data sets and '
-                      'their number by model.head.num_classes')
-        beside = f' and {images} images beside them' if images else ''
-        yield (f'{folder} has {len(classes)} folders of classes{beside}, {expected} are needed: '
+            remedy = ('complete it, or set metainfo.classes of the data sets and '
+                      'model.head.num_classes to match it')
+        beside = f' and {images} images outside them' if images else ''
+        yield (f'{folder} has {len(classes)} class folders{beside}, expected {expected}: '
                f'{remedy}')
         return
     firsts = {name: next(_images(folder / name), None) for name in classes}
     empty = [name for name in classes if firsts[name] is None]
     if empty:
-        yield (f'{folder} has no image of {len(empty)} of its {len(classes)} classes, such as '
+        yield (f'{folder} has no images of {len(empty)} of its {len(classes)} classes, such as '
                f'{empty[0]}: complete it')
         return
     if problem := damage([folder / classes[0] / firsts[classes[0]]]):
@@ -184,19 +184,19 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
     repeated = [name for name, times in Counter(names).items() if times > 1]
     absent = absent_images(names, folder)
     if not images:
-        yield f'{file} lists no image: write a line "path class" for each'
+        yield f'{file} lists no images: write a line "path class" for each image'
     elif not labels <= set(range(classes)):
-        yield (f'{file} has classes from {min(labels)} to {max(labels)}, those of the config go '
-               f'from 0 to {classes - 1}: a class is the place of its folder among those of the '
-               'training images, in the order of their names, counted from 0')
+        yield (f'{file} has classes from {min(labels)} to {max(labels)}, but the config expects 0 '
+               f'to {classes - 1}. A class is the position, counted from 0, of its folder in the '
+               'sorted folders of the training images')
     elif len(labels) < classes:
-        yield f'{file} has images of {len(labels)} classes, {classes} are needed: complete it'
+        yield f'{file} has images of {len(labels)} classes, expected {classes}: complete it'
     elif repeated:
         yield f'{file} lists {len(repeated)} images more than once, such as {repeated[0]}'
     elif absent:
         yield (f'{file} lists {len(absent)} images that do not exist, such as '
-               f'{folder / absent[0]}: correct their paths or complete the images; or remove '
-               f'{file}, where they are in folders of their classes')
+               f'{folder / absent[0]}. Fix their paths, or add the images. If the images are in '
+               f'class folders, remove {file}')
     elif problem := damage([folder / names[0]]):
         yield problem
 
@@ -204,13 +204,13 @@ def _label_problems(dataset: ConfigDict) -> Iterator[str]:
 def _labelled(line: str, number: int, file: Path, folder: Path) -> tuple[str, int]:
     name, space, label = line.strip().rpartition(' ')
     if not space or not label.isdigit():
-        raise ValueError(f'{file}, line {number}: {line[:80]!r} is not the path of an image and '
-                         'the number of its class')
+        raise ValueError(f'{file}, line {number}: expected the path of an image and the number '
+                         f'of its class, found {line[:80]!r}')
     return Path(os.path.relpath(folder / name, folder)).as_posix(), int(label)
 
 
 def _images(folder: Path) -> Iterator[str]:
-    """Yield the images in and below a folder, found by the function that MMPretrain uses."""
+    """Yield the images in and below a folder, as MMPretrain finds them."""
     files = get_file_backend(str(folder)).list_dir_or_file(
         str(folder), list_dir=False, list_file=True, recursive=True)
     return (file for file in files if _is_image(file))

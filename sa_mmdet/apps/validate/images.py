@@ -1,4 +1,4 @@
-"""Whether images are there, can be read, and have the size that their annotations are for."""
+"""Check that images exist, can be read, and have the size that their annotations give."""
 import os
 import warnings
 from collections.abc import Iterable
@@ -10,11 +10,11 @@ from PIL import Image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 ORIENTATION = 0x0112  # in EXIF
-TURNED = (5, 6, 7, 8)  # by a quarter; OpenCV, and with it MMDetection, turns the image upright
+TURNED = (5, 6, 7, 8)  # by a quarter; OpenCV, and so MMDetection, turns the image upright
 
 
 def absent_images(names: Iterable[str], folder: Path) -> list[str]:
-    """Return the images that are not below a folder, by one look into each place."""
+    """Return the images that are missing from a folder; every subfolder is listed once."""
     present, absent = {}, []
     for name in names:
         place = folder / os.path.dirname(name)
@@ -26,27 +26,27 @@ def absent_images(names: Iterable[str], folder: Path) -> list[str]:
 
 
 def damage(images: Iterable[Path]) -> str | None:
-    """Return which file is empty, a pointer to an image, an error page, ...; None if none is.
+    """Return a message if a file is not an image (empty, a pointer, an error page, ...), or None.
 
-    The first is read to its end, of the others the beginning.
+    The first file is read to its end. For the others, only the header is read.
     """
     for number, image in enumerate(images):
         looks_whole = number and header(image) is not None
         if image.suffix.lower() in SUFFIXES and not looks_whole and _decoded(image) is None:
-            size = image.stat().st_size if image.exists() else 0  # a link to nowhere
-            return (f'{image} ({size} bytes) is not an image, or damaged: copy or download the '
+            size = image.stat().st_size if image.exists() else 0  # a broken link
+            return (f'{image} ({size} bytes) is damaged or not an image: copy or download the '
                     'images again')
     return None
 
 
 def header(image: Path) -> tuple[int, int, int] | None:
-    """Return width, height and EXIF orientation that a file begins with, None if it has none."""
+    """Return width, height and EXIF orientation from a file's header; None if it has none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of images that are very large
+            warnings.simplefilter('ignore')  # about very large images
             with Image.open(image) as opened:
                 return *opened.size, opened.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises by what it meets
+    except Exception:  # Pillow's errors have many types
         return None
 
 
@@ -55,7 +55,7 @@ def size_as_read(image: Path, expected: tuple[int, int]) -> tuple[int, int]:
 
     Args:
         image: the file; decoded only if the header does not already show the expected size.
-        expected: width and height; returned where the image cannot be read.
+        expected: width and height; returned if the image cannot be read.
     """
     expected = tuple(expected)
     if header(image) == (*expected, 1):
@@ -65,12 +65,12 @@ def size_as_read(image: Path, expected: tuple[int, int]) -> tuple[int, int]:
 
 
 def is_turned(image: Path) -> bool:
-    """Return whether the EXIF orientation of an image turns it by a quarter."""
+    """Return whether an image's EXIF orientation turns it by a quarter."""
     return (header(image) or (0, 0, 1))[2] in TURNED
 
 
 def _decoded(image: Path) -> np.ndarray | None:
     try:
         return cv2.imread(str(image))
-    except cv2.error:  # beyond the largest that OpenCV reads
+    except cv2.error:  # larger than OpenCV can read
         return None

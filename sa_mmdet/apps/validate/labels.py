@@ -1,4 +1,4 @@
-"""Which class has which label: in annotations, in metainfo and in the heads of a model."""
+"""Check that annotations, metainfo and heads give the same label to each class."""
 import difflib
 from collections import Counter
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from .dataset import Source
 from .evaluation import Counted
 
 OTHER_PARTS = 'backbone', 'neck', 'reid', 'data_preprocessor', 'rpn_head', 'semantic_head'
-MOST_NAMES = 30  # that a message may list
+MOST_NAMES = 30  # listed in a message
 
 
 def label_problems(model: ConfigDict, trained: list[Source], counted: list[Counted]
                    ) -> Iterator[str]:
-    """Yield where labels have other names, or another number, than data sets and heads say.
+    """Yield how data sets and heads disagree on the names or the number of labels.
 
     Args:
-        model: config of a detector.
-        trained: what it learns from.
-        counted: what its predictions are looked up in.
+        model: the config of a detector.
+        trained: the data sets that it is trained on.
+        counted: the annotations that its predictions are compared with.
     """
     sources = [*trained, *(file.source for file in counted)]
     wrong = [problem for source in sources for problem in _name_problems(source)]
@@ -31,7 +31,7 @@ def label_problems(model: ConfigDict, trained: list[Source], counted: list[Count
     doubts, problems = [], []
     for source, file in [*((source, None) for source in trained),
                          *((file.source, file) for file in counted)]:
-        # where a class is misspelt, the number is wrong for that alone
+        # a misspelt class alone makes the number wrong
         if not wrong or Counter(source.names) == Counter(source.classes):
             found = list(_head_problems(heads, source, file))
             doubts += [problem for problem in found if isinstance(problem, Doubt)]
@@ -40,34 +40,34 @@ def label_problems(model: ConfigDict, trained: list[Source], counted: list[Count
 
 
 def _name_problems(source: Source) -> Iterator[str]:
-    """Yield why labels would get the names of other classes, or none."""
+    """Yield why labels would get the names of other classes, or no name."""
     classes, names, path = source.classes, source.names, source.path
     if 'CLASSES' in (source.config.get('metainfo') or {}):
-        yield 'metainfo.CLASSES is not read by MMDetection 3: write metainfo=dict(classes=(...))'
+        yield 'MMDetection 3 ignores metainfo.CLASSES: write metainfo=dict(classes=(...))'
     elif isinstance(classes, str):
         yield (f'metainfo.classes={classes!r} is neither a file nor a list of names: write '
-               f'classes=({classes!r}, ) for one class, with the comma, or the path of a file with '
-               'a class in each line')
+               f'classes=({classes!r}, ) for one class, with the comma, or give the path of a file '
+               'with one class per line')
     elif not names:
         yield (f'{path} has none of the {len(classes)} classes of its data set '
-               f'({listed(classes)}){_misspelt(source)}. {_remedy(source)}, and their number as '
-               'num_classes of the heads')
+               f'({listed(classes)}){_misspelt(source)}. {_remedy(source)}, and set num_classes '
+               'of the heads to their number')
     elif len(source.labels) != len(dict(source.labels)):
-        yield f'{path} has several categories of the same id: give each an id of its own'
+        yield f'{path} has several categories with the same id: give each its own id'
     elif wrong := [label for label, name in enumerate(names) if [name] != classes[label:label + 1]]:
         label, *more = wrong
         called = repr(classes[label]) if label < len(classes) else 'nothing'
-        yield (f'label {label} is {names[label]!r} in {path} and would be called {called}'
-               f'{f", and {len(more)} more are wrong" if more else ""}: MMDetection numbers labels '
+        yield (f'label {label} is {names[label]!r} in {path}, but would be called {called}'
+               f'{f", and {len(more)} more are wrong" if more else ""}. MMDetection numbers labels '
                "in the order of the file's categories, and takes their names from metainfo.classes"
                f'{_misspelt(source)}. {_remedy(source)}')
 
 
 def _disagreement(source: Source, other: Source) -> str | None:
-    """Return which label has another name in another file; None if they have the same names."""
+    """Return which label has another name in another file, or None if the names agree."""
     for label, (name, others) in enumerate(zip(source.names, other.names, strict=False)):
         if name != others:
-            return (f'label {label} is {name!r} in {source.path} and {others!r} in {other.path}: '
+            return (f'label {label} is {name!r} in {source.path}, but {others!r} in {other.path}: '
                     'write the categories of both in the same order, and give their data sets the '
                     'same metainfo.classes')
     return None
@@ -75,7 +75,7 @@ def _disagreement(source: Source, other: Source) -> str | None:
 
 def _head_problems(heads: dict[str, int], source: Source, counted: Counted | None
                    ) -> Iterator[str]:
-    """Yield the heads that have another number of classes than what is trained, or counted."""
+    """Yield the heads whose number of classes differs from the data's."""
     path, classes = source.path, source.classes
     count = counted.labels if counted else len(source.names)
     few = {option: count for option, number in heads.items() if number < count}
@@ -83,26 +83,26 @@ def _head_problems(heads: dict[str, int], source: Source, counted: Counted | Non
     found = ' '.join(f'{option}={heads[option]}' for option in few or many)
     remedy = 'Give --cfg-options ' + ' '.join(f'{option}={count}' for option in few or many)
     if few and counted:
-        yield Doubt(f'{found}, and {path} has {count} classes: the others are never found. '
+        yield Doubt(f'{found}, but {path} has {count} classes: the others are never found. '
                     f'{remedy}')
     elif few:
-        yield (f'{found}, and {path} has {count} classes: objects of the others would be taught as '
-               f'background. {remedy}')
+        yield (f'{found}, but {path} has {count} classes: objects of the others would be learned '
+               f'as background. {remedy}')
     elif many:
         if max(heads[option] for option in many) <= len(classes):
             unknown = [name for name in classes if name not in source.names]
             problem = (f'{path} has no category for {len(unknown)} of the {len(classes)} classes '
-                       f'({listed(unknown)}){_misspelt(source)}: MMDetection stops when one is '
-                       'evaluated (IndexError). Add it to the file, or leave it out of '
-                       'metainfo.classes and num_classes')
+                       f'({listed(unknown)}){_misspelt(source)}: MMDetection stops with an '
+                       'IndexError when one is evaluated. Add them to the file, or leave them out '
+                       'of metainfo.classes and num_classes')
         else:
-            problem = (f'{found}, and {path} has {count} classes: MMDetection stops when a label '
-                       f'beyond them is evaluated (IndexError). {remedy}')
+            problem = (f'{found}, but {path} has {count} classes: MMDetection stops with an '
+                       f'IndexError when a label beyond them is evaluated. {remedy}')
         yield problem if counted else Doubt(problem)
 
 
 def _near(source: Source) -> dict[str, str]:
-    """Return the category that may be meant by each class that is none."""
+    """Return, for each class that is not a category, the category that it may mean."""
     unnamed = {str(name).strip().casefold(): name for _, name in source.annotations.categories
                if name not in source.classes}
     near = {name: difflib.get_close_matches(str(name).strip().casefold(), unnamed, n=1)
@@ -111,12 +111,12 @@ def _near(source: Source) -> dict[str, str]:
 
 
 def _misspelt(source: Source) -> str:
-    return ''.join(f' ({name!r} is none of them: did you mean {meant!r}?)'
+    return ''.join(f' ({name!r} is not in the file: did you mean {meant!r}?)'
                    for name, meant in list(_near(source).items())[:3])
 
 
 def _remedy(source: Source) -> str:
-    """Return what to write instead."""
+    """Return the metainfo to write instead."""
     near = _near(source)
     meant = {near.get(name, name) for name in source.classes}
     categories = tuple(dict.fromkeys(name for _, name in source.annotations.categories))
@@ -131,7 +131,7 @@ def _remedy(source: Source) -> str:
 def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
     """Return the number of classes of each head of a model, by the option that sets it.
 
-    Class-agnostic, semantic and text-driven heads are left out, and whatever is not a head.
+    Class-agnostic, semantic and text-driven heads are left out.
     """
     if isinstance(node, (list, tuple)):
         node = dict(enumerate(node))
@@ -147,5 +147,5 @@ def heads_of(node: ConfigDict | None, path: str = 'model') -> dict[str, int]:
 
 
 def is_open(model: ConfigDict) -> bool:
-    """Return whether a model is told its classes by a text, and may be tested on any others."""
+    """Return whether a model reads its classes as text, and so may be tested on any others."""
     return 'language_model' in model

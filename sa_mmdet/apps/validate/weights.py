@@ -1,4 +1,4 @@
-"""Whether a file of weights may be loaded, and whether it fits a model."""
+"""Check that a file of weights can be loaded, and that it fits a model."""
 import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,16 +13,16 @@ from ...checkpoint.read import CheckpointError, load_weights, read_checkpoint, r
 from ...environment import torchvision_problem
 from .config import build_model, listed, reason
 
-# What MMDetection's configs call the weights that parts of a model start from.
+# Names of initial weights in MMDetection's configs.
 WEIGHT_KEYS = ('checkpoint', 'pretrained', 'teacher_ckpt')
 
 
 def loading_problem(source: str | None) -> str | None:
-    """Return why a checkpoint on this machine cannot be loaded; None if it can, or is elsewhere.
+    """Return why a checkpoint on this machine cannot be loaded, or None.
 
     Args:
-        source: a path or a URL, as configs and command lines name checkpoints; 'auto' and None are
-            none.
+        source: a path or a URL, as in configs and command lines. URLs, 'auto' and None are not
+            checked.
     """
     if not source or source == 'auto' or '://' in source:
         return None
@@ -34,7 +34,7 @@ def loading_problem(source: str | None) -> str | None:
 
 
 def initial_weights(node) -> Iterator[str]:
-    """Yield the files, or their URLs, that the parts of a model's config are initialised from."""
+    """Yield the files or URLs that the parts of a model are initialised from."""
     if isinstance(node, (list, tuple)):
         for item in node:
             yield from initial_weights(item)
@@ -47,10 +47,10 @@ def initial_weights(node) -> Iterator[str]:
 
 
 def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
-    """Load a state dict into a model; return what does not fit, None if all does.
+    """Load a state dict into a model; return what does not fit, or None.
 
-    A backbone with attention converts the weights of a plain ResNet meanwhile, as always. Nothing
-    is loaded if a weight has another shape. A model on the meta device takes the weights as theirs.
+    A backbone with attention converts a plain ResNet's weights, as in any load. Nothing is loaded
+    if a weight has another shape or type. A model on the meta device keeps the given tensors.
     """
     own = model.state_dict()
     shared = [key for key in state if key in own and not key.endswith('num_batches_tracked')]
@@ -62,7 +62,7 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
         is_meta = any(parameter.is_meta for parameter in model.parameters())
         try:
             missing, unexpected = model.load_state_dict(state, strict=False, assign=is_meta)
-        except ValueError as error:  # the weights are for another attention
+        except ValueError as error:  # the weights are for another attention layer
             return str(error)
     missing = [key for key in missing if not key.endswith('num_batches_tracked')]
     found = ((kinds, 'of another shape or type'), (missing, 'missing'),
@@ -71,7 +71,7 @@ def mismatch(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
 
 
 def initial_weights_problem(config: Config) -> str | None:
-    """Return what is wrong with the initial weights of a config's backbone, None if they fit."""
+    """Return what is wrong with the initial weights of a config's backbone, or None."""
     inits = config.model.backbone.get('init_cfg') or []
     init = next((init for init in (inits if isinstance(inits, (list, tuple)) else [inits])
                  if init.get('checkpoint')), None)
@@ -84,16 +84,16 @@ def initial_weights_problem(config: Config) -> str | None:
     backbone = MODELS.build(dict(copy.deepcopy(config.model.backbone), init_cfg=None))
     try:
         state = _read(source, init.get('prefix') or '')
-        # a classifier's own layers are left behind
+        # a classifier's own layers are ignored
         problem = mismatch(backbone, {key: value for key, value in state.items()
                                       if key in backbone.state_dict() or key.startswith('layer')})
-    except Exception as error:  # of the file system, the network, the unpickler, a conversion
+    except Exception as error:  # file system, network, unpickler, conversion
         return f'{source} cannot be loaded: {reason(error)}'
     return problem and f'{source} does not fit {config.model.backbone.type}: {problem}'
 
 
 def _read(source: str, prefix: str) -> dict[str, Tensor]:
-    """Return the weights in a file, or behind a URL, without a prefix, as MMEngine reads them."""
+    """Return the weights in a file or at a URL, without a prefix, as MMEngine reads them."""
     prefix = f'{prefix.removesuffix(".")}.' if prefix else ''
     if '://' in source:
         refuse_code()
@@ -107,17 +107,17 @@ def _read(source: str, prefix: str) -> dict[str, Tensor]:
 
 
 def checkpoint_problem(path: Path, config: Config) -> str | None:
-    """Return what is wrong with a model's own checkpoint for a config, None if it fits."""
+    """Return why a model's own checkpoint does not fit a config, or None."""
     try:
         state = read_checkpoint(path)['state_dict']
     except CheckpointError as error:
         return str(error)
     model = build_model(config)
-    for module in model.modules():  # not a plain ResNet's, which loading would convert
+    for module in model.modules():  # otherwise a plain ResNet's weights would fit
         module.convert_weights = False
     problem = mismatch(model, state)
     return problem and (f'{path} does not fit {config.model.type} with '
-                        f'{config.model.backbone.type}: {problem}. Is it of another row?')
+                        f'{config.model.backbone.type}: {problem}. Give the checkpoint of this row')
 
 
 def _described(value: Tensor) -> str:

@@ -108,7 +108,7 @@ def test_is_written_once_and_never_over_something_else(tmp_path, write):
     written = (root / 'val/000001.png').stat().st_mtime_ns
     write(root)
     assert (root / 'val/000001.png').stat().st_mtime_ns == written
-    with pytest.raises(FileExistsError, match=r"shapes exists and is not .*'val': 5"):
+    with pytest.raises(FileExistsError, match=r"shapes exists, but is not .*'val': 5"):
         write(root, val=5)
     (root / 'settings.json').write_text('{')
     with pytest.raises(FileExistsError, match='choose another folder'):

@@ -70,7 +70,7 @@ def test_part_of_a_val_set(settings):
 
 @pytest.mark.parametrize(('change', 'message'), [
     (lambda content: content['categories'].pop(), "lacks 1 categories of the data set (t"),
-    (lambda content: content['images'].pop(), 'objects of images that it does not list'),
+    (lambda content: content['images'].pop(), 'objects whose image it does not list'),
 ], ids=['a category less', 'an image less'])
 def test_damaged_annotations(settings, change, message):
     edit(settings.data_root / VAL, change)

@@ -77,12 +77,12 @@ def renamed(annotations, *names):
     annotations['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
 
 
-@error('no objects at all', 'train.json have 0 objects, and none to learn from')
+@error('no objects at all', 'train.json have 0 objects, but none to learn from')
 def _(made):
     made.train['annotations'] = []
 
 
-@error('crowds alone', 'none to learn from: 3 are crowds (iscrowd=1)')
+@error('crowds alone', 'none to learn from. 3 are crowds (iscrowd=1)')
 def _(made):
     for entry in made.train['annotations']:
         entry['iscrowd'] = 1
@@ -100,7 +100,7 @@ def _(made):
         entry['bbox'] = [0.1, 0.1, 0.5, 0.5]
 
 
-@error('objects of images by other ids', '3 have the image_id of no image')
+@error('objects of images by other ids', '3 have an image_id that no image has')
 def _(made):
     for entry in made.train['annotations']:
         entry['image_id'] = str(entry['image_id'])
@@ -149,7 +149,7 @@ def _(made):
         dataset.metainfo.classes = 'classes.txt'
 
 
-@error('classes as MMDetection 2 had them', 'metainfo.CLASSES is not read', 'classes=(...)')
+@error('classes as MMDetection 2 had them', 'ignores metainfo.CLASSES', 'classes=(...)')
 def _(made):
     for dataset in made.sets:
         dataset.metainfo = dict(CLASSES=CLASSES)
@@ -168,8 +168,8 @@ def _(made):
         dataset.metainfo.classes = ('Cat', 'dog', 'bird')
 
 
-@error('fewer outputs than classes', 'model.bbox_head.num_classes=2, and', 'has 3 classes',
-       'taught as background', '--cfg-options model.bbox_head.num_classes=3')
+@error('fewer outputs than classes', 'model.bbox_head.num_classes=2, but', 'has 3 classes',
+       'learned as background', '--cfg-options model.bbox_head.num_classes=3')
 def _(made):
     made.config.model.bbox_head.num_classes = 2
 
@@ -190,13 +190,13 @@ def _(made):
     made.config.model.bbox_head.num_classes = 80
 
 
-@error('one of two heads', 'model.roi_head.mask_head.num_classes=80, and')
+@error('one of two heads', 'model.roi_head.mask_head.num_classes=80, but')
 def _(made):
     made.with_masks()
     made.config.model.roi_head.mask_head.num_classes = 80
 
 
-@error('heads of a cascade', 'model.roi_head.bbox_head.1.num_classes=80, and')
+@error('heads of a cascade', 'model.roi_head.bbox_head.1.num_classes=80, but')
 def _(made):
     made.config.model = dict(roi_head=dict(bbox_head=[dict(num_classes=3), dict(num_classes=80)]))
 
@@ -227,7 +227,7 @@ def _(made):
     renamed(made.val, *reversed(CLASSES))
 
 
-@error('data sets in different orders', "label 0 is 'cat' in ", "train.json and 'bird' in ",
+@error('data sets in different orders', "label 0 is 'cat' in ", "train.json, but 'bird' in ",
        'val.json')
 def _(made):
     renamed(made.val, *reversed(CLASSES))
@@ -245,7 +245,7 @@ def _(made):
     renamed(made.train, 'cat', 'cat', 'dog', 'bird')
 
 
-@error('categories that the evaluator sorts', "label 0 is 'cat' in ", "and would be called 'bird'")
+@error('categories that the evaluator sorts', "label 0 is 'cat' in ", "but would be called 'bird'")
 def _(made):
     for annotations in made.files.values():
         annotations['categories'].reverse()
@@ -278,12 +278,12 @@ def _(made):
     made.val['annotations'][0]['id'] = 0
 
 
-@doubt('objects of unknown categories', '1 objects whose category_id no category has')
+@doubt('objects of unknown categories', '1 objects whose category_id is not in its categories')
 def _(made):
     made.train['annotations'].append(thing(11, category=99))
 
 
-@error('a byte order mark', 'train.json is not a file of COCO', 'BOM')
+@error('a byte order mark', 'train.json is damaged or not a COCO annotation file', 'BOM')
 def _(made):
     made.encoding = 'utf-8-sig'
 
@@ -298,21 +298,21 @@ def _(made):
     made.config.val_evaluator.ann_file = f'{made.root}/train.json'
 
 
-@doubt('an evaluator of more images', '1 of the 3 images of ', 'are not tested')
+@doubt('an evaluator of more images', '1 of the 3 images in ', 'are not tested')
 def _(made):
     made.files['more'] = content()
     made.files['more']['images'].append(dict(id=3, file_name='3.png', height=48, width=64))
     made.config.val_evaluator.ann_file = f'{made.root}/more.json'
 
 
-@doubt('an evaluator of other images with the same ids', 'such as other.png in place of 1.png')
+@doubt('an evaluator of other images with the same ids', 'such as other.png instead of 1.png')
 def _(made):
     made.files['other'] = content()
     made.files['other']['images'][0]['file_name'] = 'other.png'
     made.config.val_evaluator.ann_file = f'{made.root}/other.json'
 
 
-@doubt('a part of the images', '1 of the 2 images of ', 'are not tested')
+@doubt('a part of the images', '1 of the 2 images in ', 'are not tested')
 def _(made):
     made.sets[1].indices = 1
 
@@ -358,7 +358,7 @@ def _(made):
     made.val['images'].append(dict(id=2, file_name='3.png', height=48, width=64))
 
 
-@error('an id of two categories', 'several categories of the same id')
+@error('an id of two categories', 'several categories with the same id')
 def _(made):
     made.config.model.bbox_head.num_classes = 4
     for annotations, dataset in zip(made.files.values(), made.sets, strict=True):
@@ -366,7 +366,7 @@ def _(made):
         dataset.metainfo.classes = (*CLASSES, 'horse')
 
 
-@error('ids of objects that are words', 'without a number as id')
+@error('ids of objects that are words', 'without a numeric id')
 def _(made):
     for index, entry in enumerate(made.val['annotations']):
         entry['id'] = f'object {index}'
@@ -379,7 +379,7 @@ for name, value in (('no', None), ('an empty', []), ('a flat', SQUARE[0])):
         made.train['annotations'][2].update(segmentation=value)
 
 
-@error('no outline to evaluate', 'without an outline as segmentation', 'bbox, segm')
+@error('no outline to evaluate', 'without an outline in segmentation', 'bbox, segm')
 def _(made):
     made.with_masks()
     made.val['annotations'][0]['segmentation'] = [[]]
@@ -391,7 +391,7 @@ def _(made):
     made.sets[0].pipeline = [dict(type='MultiBranch', sup=[dict(with_mask=True)])]
 
 
-@doubt('no objects to evaluate', 'val.json has no objects of the classes', 'every AP will be -1')
+@doubt('no objects to evaluate', 'val.json has no objects of the evaluated classes', 'every AP')
 def _(made):
     made.val['annotations'] = []
 
@@ -402,12 +402,12 @@ def _(made):
     made.config.val_evaluator.ann_file = None
 
 
-@doubt('images of another size', '1 of 2 images', '2.png: 30x20 as it is read, and 64x48 in its')
+@doubt('images of another size', '1 of 2 images', '2.png: it is read as 30x20, but', '64x48')
 def _(made):
     made.image('2.png', np.zeros((20, 30, 3), np.uint8))
 
 
-@doubt('turned images', "48x64 as it is read, by its EXIF orientation, and 64x48 in its entry")
+@doubt('turned images', '48x64, turned by its EXIF orientation, but its entry says 64x48')
 def _(made):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -415,7 +415,7 @@ def _(made):
     Image.new('RGB', (64, 48)).save(made.root / 'images/turned.jpg', exif=exif)
 
 
-@error('an image in the middle', '3.png (5 bytes) is not an image')
+@error('an image in the middle', '3.png (5 bytes) is damaged or not an image')
 def _(made):
     made.train['images'] += [dict(id=i, file_name=f'{i}.png', height=48, width=64) for i in (3, 4)]
     made.write()
@@ -885,7 +885,7 @@ def test_a_check_that_fails_itself_stops_nobody(capsys):
     assert without_doubts(checks()) == ['no data']
     assert capsys.readouterr().err.splitlines() == [
         'warning: one image',
-        'warning: a check could not be made, and is left out: list index out of range']
+        'warning: a check failed and was skipped: list index out of range']
 
 
 def test_all_is_told_at_once(made):
@@ -894,7 +894,7 @@ def test_all_is_told_at_once(made):
         dataset.metainfo.classes = ('dog', 'cat', 'bird')
     lists(made, 'iscrowd', None)
     made.val['images'][0]['height'] = 40
-    told = ['another size', 'would be called', 'num_classes=80', 'without iscrowd']
+    told = ['differ in size', 'would be called', 'num_classes=80', 'without iscrowd']
     found = problems(made)
     for part in told:
         assert any(part in problem for problem in found), part

@@ -53,13 +53,13 @@ def test_nothing_is_wrong(root):
 def test_hidden_folder(root):
     """MMPretrain counts it as a class."""
     (root / 'train/.cache').mkdir()
-    only(problems(root), 'train has 7 folders of classes, 6 are needed: remove .cache')
+    only(problems(root), 'train has 7 class folders, expected 6: remove .cache')
 
 
 def test_folder_is_missing(tmp_path, root):
     found = problems(tmp_path / 'nowhere')
     assert len(found) == 2
-    assert f'{tmp_path}/nowhere/train does not exist: it should hold the images' in found[0]
+    assert f'{tmp_path}/nowhere/train does not exist: expected the images' in found[0]
     shutil.rmtree(root / 'val')
     (root / 'val').touch()
     only(problems(root), 'val is not a folder')
@@ -68,14 +68,14 @@ def test_folder_is_missing(tmp_path, root):
 def test_wrong_number_of_classes(root):
     found = problems(root, classes=None)
     assert len(found) == 2
-    assert 'train has 6 folders of classes, 1000 are needed' in found[0]
+    assert 'train has 6 class folders, expected 1000' in found[0]
     assert 'metainfo.classes' in found[0]
     shutil.rmtree(root / 'val/n00000003')
-    only(problems(root), 'val has 5 folders of classes, 6 are needed')
+    only(problems(root), 'val has 5 class folders, expected 6')
 
 
 def test_head_has_another_number(root):
-    only(problems(root, outputs=1000), 'num_classes=1000, and the data sets have 6 classes',
+    only(problems(root, outputs=1000), 'num_classes=1000, but the data sets have 6 classes',
          '--cfg-options model.head.num_classes=6')
 
 
@@ -83,23 +83,23 @@ def test_validation_images_as_they_are_downloaded(root):
     for path in list((root / 'val').iterdir()):
         (path / 'val_0.JPEG').rename(root / f'val/ILSVRC_{path.name}.JPEG')
         path.rmdir()
-    only(problems(root), 'val has 0 folders of classes and 6 images beside them, 6 are needed',
-         'sort the images into one folder for each class', 'meta/val.txt')
+    only(problems(root), 'val has 0 class folders and 6 images outside them, expected 6',
+         'sort the images into one folder per class', 'meta/val.txt')
 
 
 def test_folders_are_called_differently(root):
     (root / 'val/n00000003').rename(root / 'val/n00000009')
-    only(problems(root), 'folders of different classes, such as n00000003')
+    only(problems(root), 'different class folders, such as n00000003')
 
 
 def test_class_without_images(root):
     (root / 'val/n00000003/val_0.JPEG').rename(root / 'val/n00000003/val_0.txt')
-    only(problems(root), 'val has no image of 1 of its 6 classes, such as n00000003')
+    only(problems(root), 'val has no images of 1 of its 6 classes, such as n00000003')
 
 
 def test_damaged_image(root):
     (root / 'val/n00000000/val_0.JPEG').write_text('<html>')
-    only(problems(root), 'val_0.JPEG (6 bytes) is not an image, or damaged')
+    only(problems(root), 'val_0.JPEG (6 bytes) is damaged or not an image')
 
 
 def test_labels_in_a_file(root):
@@ -108,7 +108,7 @@ def test_labels_in_a_file(root):
     lines = (root / 'meta/val.txt').read_text().splitlines()
     (root / 'meta/val.txt').write_text('\n'.join([*lines[:-2], 'gone.JPEG 4', 'no/where.JPEG 5']))
     only(problems(root), 'meta/val.txt lists 2 images that do not exist, such as ',
-         'val/gone.JPEG: correct their paths', 'or remove ')
+         'val/gone.JPEG. Fix their paths', 'remove ')
     (root / 'meta/val.txt').write_text('\n'.join([*lines, f'./{lines[0]}']))
     only(problems(root), 'lists 1 images more than once, such as n00000000/val_0.JPEG')
 
@@ -116,7 +116,7 @@ def test_labels_in_a_file(root):
 def test_fewer_classes_than_the_metric_asks_for(tmp_path):
     cfg = config(generate_images(tmp_path, classes=3), classes=3)
     cfg.val_evaluator = dict(type='Accuracy', topk=(1, 5))
-    only(imagenet_problems(cfg, SPLITS), 'val_evaluator.topk=(1, 5) asks for the 5 best of 3',
+    only(imagenet_problems(cfg, SPLITS), 'val_evaluator.topk=(1, 5) asks for the top 5 of 3',
          '--cfg-options val_evaluator.topk=1')
     cfg.val_evaluator.topk = 1
     assert list(imagenet_problems(cfg, SPLITS)) == []
@@ -145,10 +145,10 @@ def test_as_mmpretrain_lists_them(root, environment_of_mmpretrain):
 
 
 @pytest.mark.parametrize(('labels', 'message'), [
-    (range(1, 7), 'has classes from 1 to 6, those of the config go from 0 to 5: a class is the'),
-    (range(5), 'has images of 5 classes, 6 are needed'),
+    (range(1, 7), 'has classes from 1 to 6, but the config expects 0 to 5. A class is the'),
+    (range(5), 'has images of 5 classes, expected 6'),
     ((), 'lists no image'),
-    (['x'], "line 1: 'n0000000x/val_0.JPEG x' is not the path of an image and the number"),
+    (['x'], "line 1: expected the path of an image and the number of its class, found 'n0000000"),
 ], ids=['from 1', 'few', 'none', 'no number'])
 def test_wrong_labels(root, labels, message):
     write_labels(root, labels)
