@@ -88,7 +88,7 @@ step 'MMEngine and MMDetection' "$network" "${pip[@]}" --no-deps -r "$venv/requi
 echo "[$stack] mmcv"
 "$venv/bin/python" tools/install_mmcv.py "$(grep mmcv "requirements/$stack.txt")" --log "$log"
 step 'sa_mmdet (compiling its operator takes a minute)' \
-    "Set SA_MMDET_BUILD=0 to install without it; the PyTorch reference replaces it." \
+    "Set SA_MMDET_BUILD=0 to install without the operator; the PyTorch reference replaces it." \
     env SA_MMDET_BUILD="${SA_MMDET_BUILD:-1}" "${pip[@]}" --no-deps -e .
 step 'check' "Remove $venv and try again. If it fails again, the log says which import fails." \
     "$venv/bin/python" -c 'import sa_mmdet, mmdet.apis'

@@ -28,7 +28,8 @@ from .labels import label_problems
 
 WHERE = ('Set data_root, ann_file and data_prefix of the data set, in the config or with '
          '--cfg-options, or give --data-root to reproduce.py. The configs here expect COCO, or a '
-         'link to it, at data/coco in the folder where you start the command (docs/use.md, "Data").')
+         'link to it, at data/coco in the folder where you start the command (docs/use.md, '
+         '"Data").')
 IMAGES_LOOKED_FOR = 100
 IMAGES_OPENED = 36
 
