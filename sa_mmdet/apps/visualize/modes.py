@@ -181,8 +181,8 @@ def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
     for stage, drawn in draw_spatial_gates(picture.image, gates).items():
         name = short_name(stage).replace('.', '-')
         yield Drawing(f'gates_{picture.path.stem}_{name}', drawn, (
-            f'Spatial gates of the last block of {stage}, or of its largest map, as the mean over '
-            'the channels of each group.'))
+            f'Spatial gates in {stage} (last block, or largest map), as the mean over the channels '
+            'of each group. Orange: above the neutral constant. Purple: below.'))
 
 
 def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:

@@ -12,13 +12,13 @@ from ...checkpoint.files import write_atomically
 QUALITY = 90  # percent
 
 STYLE = '''
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto;
-       max-width: 1280px; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1280px; padding: 0 1rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; border-top: 1px solid #888; padding-top: 1rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
+dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
 figure { margin: 1rem 0 2rem; } img { max-width: 100%; }
-figcaption, .remark { font-size: .9rem; color: #444; }
+figcaption, .remark { font-size: .9rem; opacity: .8; }
 '''
 
 
