@@ -13,7 +13,8 @@ QUALITY = 90  # percent
 
 STYLE = '''
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1280px; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1280px;
+       padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; border-top: 1px solid #888; padding-top: 1rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; font-size: .9rem; }
 dt { opacity: .7; } dd { margin: 0; overflow-wrap: anywhere; }
