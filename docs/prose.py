@@ -21,25 +21,26 @@ PAGES = [page for folder in ('', 'configs', 'docs', 'docs/api')
 LONGEST = 35  # words in a sentence
 LONGEST_MEAN = 16  # words in a page's mean sentence
 
-# What reads as translated, as regular expressions, and what to write instead.
+# What reads as translated, as regular expressions, and what to write.
 WORDS = {
-    r'(?:is|are) no \w+ of': 'is not a ... of',
+    r'(?:is|are) no \w+ of': '"is not a ... of"',
     r'(?:that|those) of': 'the noun',
-    r'told (?:from|apart)': 'distinguished from',
-    r'mend(?:s|ed|ing)?': 'fix',
-    r'Where (?:there|it|they|that|this|a|an|no|the|all)': 'If',
-    r'(?:only|even|also|except) where': 'if',
-    r'in the place of': 'instead of',
-    r'unless given': 'default: ...',
-    r'for want of': 'because ... is missing',
-    r'of which|by which|of yours': 'another sentence, or "your"',
-    r'(?:has|have) to be': 'must be',
-    r'go(?:es)? on': 'continue',
-    r'anew': 'again',
-    r'likewise': 'also',
-    r'the other way round': 'the opposite',
-    r'what is to be': 'what to',
-    r'beside': 'next to',
+    r'told (?:from|apart)': '"distinguished"',
+    r'mend(?:s|ed|ing)?': '"fix"',
+    r'(?-i:Where) (?:there|it|they|that|this|a|an|no|the|all)': '"If"',
+    r'(?:only|even|also|except) where': '"if"',
+    r'in the place of': '"instead of"',
+    r'unless given': '"default: ..."',
+    r'for want of': '"because ... is missing"',
+    r'(?:of|by) which': 'two sentences',
+    r'of yours': '"your"',
+    r'(?:has|have) to be': '"must be"',
+    r'go(?:es)? on (?:as|from|to|where|with)': '"continue"',
+    r'anew': '"again"',
+    r'likewise': '"also"',
+    r'the other way round': '"the opposite"',
+    r'what is to be': '"what to"',
+    r'beside': '"next to"',
 }
 SECOND_IDEA = r'[:;] (?:it|they|this|that|there|we|you|its|their|otherwise|without|so|then)\b'
 
@@ -47,7 +48,7 @@ UNREAD = re.compile(r'^( *)```.*?^\1```$|<!--.*?-->|(?<=\])\([^)\s]+\)', re.DOTA
 CODE = re.compile(r'`[^`]+`')
 BLOCK = re.compile(r'(?:(?!\n\s*\n|\n *(?:[-*|]|\d+\.) ).)+', re.DOTALL)
 MARKER = re.compile(r'\s*(?:(?:[-*]|\d+\.) )?')
-SENTENCE = re.compile(r'\S.*?(?:[.?!][)*"]*(?=\s+[^a-z\s])|$)', re.DOTALL)
+SENTENCE = re.compile(r'\S.*?(?:(?<!\.\.)[.?!][)*"]*(?=\s)|$)', re.DOTALL)
 
 
 def main() -> None:
@@ -59,8 +60,6 @@ def main() -> None:
 
 def problems(page: str) -> list[tuple[int, int, str]]:
     """Return the line, the column and the description of every problem."""
-    registry = CheckRegistry()
-    registry.checks[:] = [*OF_PROSELINT, *OURS]
     results = LintFile('page', blank(page)).lint(DEFAULT | dict(checks=CHECKS))
     return [(*result.pos, result.check_result.message) for result in results]
 
@@ -91,14 +90,20 @@ def long_sentences(text: str, check: Check) -> Iterator[CheckResult]:
 
 
 def long_mean(text: str, check: Check) -> Iterator[CheckResult]:
-    average = mean(map(length, sentences(text)))
-    if average > LONGEST_MEAN:
-        yield CheckResult(check.path, check.message.format(average), (1, len(text)), None)
+    lengths = [*map(length, sentences(text))]
+    if lengths and mean(lengths) > LONGEST_MEAN:
+        yield CheckResult(check.path, check.message.format(mean(lengths)), (1, len(text)), None)
+
+
+def over_lines(pattern: str) -> str:
+    """Return a pattern that also matches words with a line break between them."""
+    return pattern.replace(' ', r'(?: |\n *)')
 
 
 OURS = (
-    Check(types.PreferredForms(WORDS), path='ours.words', message='Write "{}", not "{}".'),
-    Check(types.ExistenceSimple(SECOND_IDEA), path='ours.ideas',
+    Check(types.PreferredForms({over_lines(habit): word for habit, word in WORDS.items()}),
+          path='ours.words', message='Write {}, not "{}".'),
+    Check(types.ExistenceSimple(over_lines(SECOND_IDEA)), path='ours.ideas',
           message='"{}" joins two ideas. Write two sentences.'),
     Check(long_sentences, path='ours.sentence',
           message=f'This sentence has {{}} words. Write at most {LONGEST}.'),
@@ -109,6 +114,7 @@ OURS = (
 # is named twice.
 OFF = ('typography', 'spelling', 'dates_times', 'lexical_illusions')
 CHECKS = {'ours': True, **DEFAULT['checks'], **dict.fromkeys(OFF, False)}
+CheckRegistry().checks[:] = [*OF_PROSELINT, *OURS]
 
 if __name__ == '__main__':
     main()

@@ -44,9 +44,9 @@ maps, image = zeros(1, 256, 4, 4), zeros(1, 3, 64, 64)
 
 # Words by which a remedy is known: what is taken, what to do, or a guess at what was meant.
 REMEDY = re.compile(
-    r'\b(must|expects|expected|takes|needs|needed|required|known|assert|not allowed|usage|did you'
-    r'|near|give|use|choose|make|fix|copy|download|install|complete|put|name|remove|add|check|set'
-    r'|pass|run|write|you (may|can))\b', re.I)
+    r'\b(must|expects|expected|takes|required|assert|not allowed|usage|did you|give|use|choose|make'
+    r'|fix|copy|download|install|complete|put|remove|add|check|(?<!data )set(?! of)|pass|write'
+    r'|run (?:pip|python|make|this|the (?:same )?command)|you (?:may|can))\b', re.I)
 
 
 def assert_told(message, values):

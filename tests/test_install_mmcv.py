@@ -377,7 +377,7 @@ def test_no_compiler(toolkits, machine_is, cuda, message):
 
 
 @pytest.mark.parametrize(('free', 'jobs', 'message'), [
-    (10**9, '1', r'compiling mmcv needs \d GB in .*, but only 1\.0 GB are free: make room'),
+    (10**9, '1', r'compiling mmcv needs \d GB in .*, but only 1\.0 GB are free: make room, or set'),
     (10**12, 'many', 'MAX_JOBS=many: expected a number of files'),
     (10**12, '0', 'MAX_JOBS=0: expected a number of files'),
 ])

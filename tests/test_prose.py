@@ -5,6 +5,7 @@ import pytest
 
 from pages import PAGES, ROOT
 
+pytest.importorskip('proselint', reason='proselint is not installed: make install')
 PROSE = runpy.run_path(str(ROOT / 'docs/prose.py'))
 SHORT = 'A short sentence. ' * 9
 
@@ -15,7 +16,10 @@ SHORT = 'A short sentence. ' * 9
     ('This is so: it joins.', 1, '": it" joins two ideas. Write two sentences.'),
     (f'{SHORT}\n- It has {"word " * 34}.', 2, 'This sentence has 36 words. Write at most 35.'),
     (f'{"word " * 17}', 1, 'The mean sentence has 17.0 words. Write at most 16.'),
-    ('It is a a test.', None, None),
+    ('One of those\n  of two.', 1, 'Write the noun, not "those\n  of".'),
+    (f'A first sentence. mmcv begins {"word " * 32}. {SHORT * 2}', None, None),
+    ('Start it where the config is.', None, None),
+    ('# A heading alone', None, None),
     ('`mended`\n\n```bash\nmended\n```\n\n[a page](mended.md)', None, None),
     (f'# {"word " * 40}\n\n| {"word " * 40} |\n\n1. A list.', None, None),
     (f'`{"word " * 40}` is one word. So is [this]({"x" * 99}).', None, None),

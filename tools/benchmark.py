@@ -127,7 +127,7 @@ def network_options() -> argparse.ArgumentParser:
                          help='on CUDA in float32: use TF32 in convolutions and matrix products, '
                          "or in neither (default: PyTorch's choice)")
     options.add_argument('--formula', action=argparse.BooleanOptionalAction, default=True,
-                         help='also measure ResNet with the formula, which is slow')
+                         help='also measure ResNet with the formula, which is slow (default: yes)')
     return options
 
 

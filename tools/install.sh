@@ -17,7 +17,7 @@ fail() {
     exit 1
 }
 
-# step NAME ADVICE COMMAND...: run a command into the log; if it fails, show its first error and ADVICE.
+# step NAME ADVICE COMMAND...: log a command's output; if it fails, show its first error and ADVICE.
 step() {
     local name=$1 advice=$2 before
     shift 2

@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     what.add_argument('--init', nargs='+', default=['resnet'], metavar=('START', 'PATH'),
                       help="start weights, for Tables 3 and 4. resnet: torchvision's, as in the "
                       'configs. imagenet=PATH [PATH ...]: backbones trained on ImageNet with their '
-                      'attention, each recognized by its content, or the work dir of Tables 1 and '
+                      'attention, each recognised by its content, or the work dir of Tables 1 and '
                       '2 (default: resnet)')
     what.add_argument('--cfg-options', nargs='+', action=Overrides, default={},
                       help='override settings of all configs: key=value ...')

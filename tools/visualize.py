@@ -50,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     cam = modes.add_parser('cam', parents=[common, targets],
                            help="Grad-CAM of a detector's scores, or of two detectors' scores")
     cam.add_argument('--layer', default='backbone.layer4.2',
-                     help='layer of the map (default: %(default)s)')
+                     help='layer to compute the map at (default: %(default)s)')
     cam.add_argument('--compare', nargs=2, metavar=('CONFIG', 'CHECKPOINT'),
                      help='a second model to draw next to the first')
     modes.add_parser('gates', parents=[common],

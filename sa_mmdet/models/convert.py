@@ -98,8 +98,8 @@ def _is_plain(blocks: list, state_dict: StateDict) -> bool:
     if missing:
         raise ConversionError(
             f'the checkpoint has {len(convolutions) - len(missing)} of the '
-            f"{len(convolutions)} bottlenecks of the network. Missing: {listed(missing)}. Give one "
-            'of the same depth')
+            f"{len(convolutions)} bottlenecks of the network. Missing: {listed(missing)}. "
+            'Give a checkpoint of the same depth')
     return True
 
 
@@ -117,7 +117,7 @@ def _remedy_for_missing(missing: list[str]) -> str:
     if _are_biases_of_se(missing):
         return ('It is from SE without biases. Give the network none either: --cfg-options '
                 'model.backbone.attention.bias=False')
-    return 'Give one with all of them, or with none'
+    return 'Give a checkpoint with all of them, or with none'
 
 
 def _are_biases_of_se(keys: list[str]) -> bool:
@@ -130,7 +130,7 @@ def _remedy(others: list[str]) -> str:
     if _are_biases_of_se(others):
         return ('It is from SE with biases. Give the network biases too: --cfg-options '
                 'model.backbone.attention.bias=True')
-    return 'Did you give one with another attention?'
+    return 'Give a checkpoint with the same attention'
 
 
 def _convert_block(prefix: str, block: nn.Module, name: str, state_dict: StateDict) -> None:

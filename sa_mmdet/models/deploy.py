@@ -80,12 +80,12 @@ def _check(name: str, block: Bottleneck, attention: ShuffleAttention) -> None:
     if attention.fc != 'affine':
         raise ConversionError(
             f"{name}.{attention._abbr_} has fc={attention.fc!r}: only attention with fc='affine', "
-            "the paper's, can be absorbed. Use the network without deploying it")
+            "the paper's, can be absorbed. Use or export the network as trained")
     if not _is_foldable(conv, norm):
         unfit = block.norm3_name if type(conv) is nn.Conv2d else 'conv3'
         raise ConversionError(
             f'{name}.{unfit} is {type(getattr(block, unfit)).__name__}: only a plain convolution '
-            'with batch norm can absorb shuffle attention. Use the network without deploying it')
+            'with batch norm can absorb shuffle attention. Use or export the network as trained')
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:

@@ -17,8 +17,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # the most demanding first
 CAPABILITIES = ('avx512', 'avx2', 'default')
 
-REMEDY = ('Install torch and a C++ compiler, then run `SA_MMDET_BUILD=1 pip install '
-          '--no-build-isolation --no-deps -e .`, which shows what fails.')
+REMEDY = ('Install a C++ compiler, then run `SA_MMDET_BUILD=1 pip install --no-build-isolation '
+          '--no-deps -e .` in the clone, which shows what fails.')
 
 
 def library(name: str) -> Path:

@@ -133,7 +133,7 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
         if reason and (fused, device) not in _warned:
             warnings.warn(
                 f"on {device} sa_mmdet computes with PyTorch's own operators, several times "
-                f'slower: {reason} To use them without this warning, set '
+                f"slower: {reason} To use PyTorch's own operators without this warning, set "
                 f'{ENVIRONMENT_VARIABLE}=reference in the environment.', RuntimeWarning,
                 stacklevel=2)
             _warned.add((fused, device))
@@ -146,7 +146,7 @@ def _choose(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
         return module
     what = (f'on {device}' if not module.takes_device(device) else
             f'in {dtype}' if dtype not in module.DTYPES else None)
-    refusal = (f'it does not compute {what}. Without it, sa_mmdet chooses one for the tensor'
+    refusal = (f'it does not compute {what}. Leave {source} unset, and sa_mmdet chooses for you'
                if what else problem(name, device, dtype))
     if refusal:
         raise RuntimeError(f'{source}={name!r} cannot be used: {refusal}')

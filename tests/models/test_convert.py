@@ -206,8 +206,9 @@ SE = 'SqueezeExcitation'
 
 
 @pytest.mark.parametrize(('theirs', 'ours', 'message'), [
-    ('SAResNet', SE, r'has layer1\.0\.sa\.\w+, .* one with another attention\?'),
-    (SE, 'SAResNet', r'has layer1\.0\.se\.fc1\.weight, .* one with another attention\?'),
+    ('SAResNet', SE, r'has layer1\.0\.sa\.\w+, .* Give a checkpoint with the same attention'),
+    (SE, 'SAResNet',
+     r'has layer1\.0\.se\.fc1\.weight, .* Give a checkpoint with the same attention'),
     (dict(type=SE, bias=True), SE,
      r'has layer1\.0\.se\.fc1\.bias, .* model\.backbone\.attention\.bias=True'),
     (SE, dict(type=SE, bias=True),

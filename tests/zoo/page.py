@@ -16,7 +16,7 @@ INTRODUCTION = """## In MMDetection's own configs
 attention:
 
 - In every bottleneck, if the backbone takes plugins, by the *plugin* `ShuffleAttention` at
-  `after_conv3`. A `ResNet` is also replaced by `SAResNet`.
+  `after_conv3`. A `ResNet` is tried once more, replaced by `SAResNet`.
 - Otherwise by `FeatureAttention`, on the maps with more than one position behind the neck, or
   behind the backbone if the neck gives none.
 

@@ -33,7 +33,7 @@ def check_packages() -> None:
     """Raise ExportError unless the packages for ONNX are installed."""
     missing = [name for name in ('onnx', 'onnxruntime') if find_spec(name) is None]
     if missing:
-        raise ExportError(f'ONNX files need {" and ".join(missing)}. Install with: '
+        raise ExportError(f'ONNX files need {" and ".join(missing)}, which you can install with '
                           f'pip install {" ".join(missing)}')
 
 

@@ -106,7 +106,8 @@ def _software_problems(benchmark: Benchmark, settings: Settings) -> Iterator[str
                f'{found}' + (' to run one process on the CPU' if not found else ''))
     detects = benchmark.scope == 'mmdet'
     if settings.gpus and detects and get_compiling_cuda_version() == 'not available':
-        yield "mmcv's operators were built without CUDA: reinstall mmcv on a machine with nvcc"
+        yield ("mmcv's operators were built without CUDA: run python tools/install_mmcv.py on a "
+               'machine with a GPU')
 
 
 def _work_dir_problems(runs: list[Run], settings: Settings) -> Iterator[str]:

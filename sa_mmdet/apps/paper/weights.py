@@ -47,7 +47,7 @@ def imagenet_backbones(paths: list[Path], rows: list[Row]) -> dict[tuple[int, st
     if lacking:
         raise ReproduceError(
             f'--init imagenet has no checkpoint of {", ".join(lacking)}, only of '
-            f'{", ".join(map(_described, found)) or "nothing"}. Add the missing ones, or choose '
+            f'{", ".join(map(_described, found))}. Add the missing ones, or choose '
             'other rows with --rows')
     return {key: found[key] for key in needed}
 

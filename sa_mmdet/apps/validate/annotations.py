@@ -23,7 +23,7 @@ class Annotations:
         categories: id and name of each category, in the order of the file.
         objects: the number of objects.
         annotated: for each category, the ids of the images with objects.
-        repeated: ids that several images or objects share, under 'image' and 'object'.
+        repeated: ids that different images, or several objects, share; under 'image', 'object'.
         unreadable: for each reason why MMDetection fails on images or objects, how many there are
             and the file name of the first image.
         found: for each kind and category, the image ids of its objects. Kinds as MMDetection

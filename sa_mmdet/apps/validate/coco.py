@@ -241,8 +241,8 @@ def _nothing_to_learn(sources: list[Source]) -> Iterator[str]:
                          for key in ('objects', 'unlisted'))
     crowds, small = (sum(len(source.having(kind)) for source in sources)
                      for kind in ('crowd', 'small'))
-    yield (f'{listed(source.path for source in sources)} have {objects} objects, but none to learn '
+    yield (f'{listed(source.path for source in sources)} have {objects} objects, and none to learn '
            f'from. {crowds} are crowds (iscrowd=1), {small} are smaller than a pixel (boxes are '
-           f'[x, y, width, height] in pixels), {unlisted} have an image_id that no image has. The '
-           'others have a category that is not a class, or are outside their image. Fix these, '
-           'or give annotations with objects')
+           f'[x, y, width, height] in pixels), and {unlisted} have an image_id that no image has. '
+           'The others have a category that is not a class, or are outside their image. Fix '
+           'these, or give annotations with objects')

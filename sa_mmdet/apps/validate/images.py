@@ -28,7 +28,7 @@ def absent_images(names: Iterable[str], folder: Path) -> list[str]:
 def damage(images: Iterable[Path]) -> str | None:
     """Return a message if a file is not an image (empty, a pointer, an error page, ...), or None.
 
-    The first file is read to its end. For the others, only the header is read.
+    The first file is read to its end. For the others, only the header is read if they have one.
     """
     for number, image in enumerate(images):
         looks_whole = number and header(image) is not None

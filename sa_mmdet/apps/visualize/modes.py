@@ -182,7 +182,7 @@ def gates_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:
         name = short_name(stage).replace('.', '-')
         yield Drawing(f'gates_{picture.path.stem}_{name}', drawn, (
             f'Spatial gates in {stage} (last block, or largest map), as the mean over the channels '
-            'of each group. Orange: above the neutral constant. Purple: below.'))
+            'of each group.'))
 
 
 def groups_mode(options: Options, picture: Picture) -> Iterator[Drawing | str]:

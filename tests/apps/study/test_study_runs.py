@@ -59,7 +59,8 @@ def test_what_is_continued_comes_first(patterns, rows):
 
 
 def test_unknown_row():
-    with pytest.raises(ReproduceError, match=r'not a row of the study: did you mean .*_converted'):
+    message = r"_convert' is not a row of the study: did you mean .*_converted"
+    with pytest.raises(ReproduceError, match=message):
         study_rows(['mask-rcnn_sa-r50_convert'])
 
 

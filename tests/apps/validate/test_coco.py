@@ -77,7 +77,7 @@ def renamed(annotations, *names):
     annotations['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, start=1)]
 
 
-@error('no objects at all', 'train.json have 0 objects, but none to learn from')
+@error('no objects at all', 'train.json have 0 objects, and none to learn from')
 def _(made):
     made.train['annotations'] = []
 
@@ -391,7 +391,8 @@ def _(made):
     made.sets[0].pipeline = [dict(type='MultiBranch', sup=[dict(with_mask=True)])]
 
 
-@doubt('no objects to evaluate', 'val.json has no objects of the evaluated classes', 'every AP')
+@doubt('no objects to evaluate', 'val.json has no objects of the evaluated classes',
+       'every AP will be -1')
 def _(made):
     made.val['annotations'] = []
 

@@ -148,7 +148,8 @@ def test_as_mmpretrain_lists_them(root, environment_of_mmpretrain):
     (range(1, 7), 'has classes from 1 to 6, but the config expects 0 to 5. A class is the'),
     (range(5), 'has images of 5 classes, expected 6'),
     ((), 'lists no image'),
-    (['x'], "line 1: expected the path of an image and the number of its class, found 'n0000000"),
+    (['x'], "line 1: expected the path of an image and the number of its class, found '"
+     "n0000000x/val_0.JPEG x'"),
 ], ids=['from 1', 'few', 'none', 'no number'])
 def test_wrong_labels(root, labels, message):
     write_labels(root, labels)
