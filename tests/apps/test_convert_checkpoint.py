@@ -217,7 +217,7 @@ def test_deploy(tmp_path, resnet, retinanet, convert, converted):
     torch.save(resnet.state_dict(), source)
     output, checkpoint = converted(SA, source, tmp_path / 'a.pth', '--deploy', '--verify')
     assert '16 bottlenecks converted' in output
-    assert '16 bottlenecks deployed, for a config with model.backbone.deploy=True' in output
+    assert '16 bottlenecks deployed: set model.backbone.deploy=True' in output
     assert output.count('largest difference') == 8
     assert checkpoint['meta']['deployed']
     model = SAResNet(50, deploy=True)

@@ -196,7 +196,7 @@ def test_operators_of_mmcv_are_named(run_tool, tmp_path):
     before = sorted(tmp_path.iterdir())
     code, output = run_tool('export', tmp_path / 'config.py', tmp_path / 'weights.pth',
                             tmp_path / 'a.onnx')
-    assert 'mmcv::MMCVModulatedDeformConv2d is no standard operator' in output
+    assert 'mmcv::MMCVModulatedDeformConv2d is not a standard operator' in output
     assert code != 0
     assert sorted(tmp_path.iterdir()) == before
 

@@ -131,7 +131,7 @@ def test_wrong_data_is_refused_before_anything_starts(images, tool, tmp_path):
                   *as_arguments(options | {
                       f'{split}_dataloader.dataset.data_root': images
                       for split in ('train', 'val')}), status=1)
-    assert ('error: model.head.num_classes=1000, and the data sets have 6 classes: give '
+    assert ('error: model.head.num_classes=1000, but the data sets have 6 classes: give '
             '--cfg-options model.head.num_classes=6') in output
     output = tool('train.py', config_of('sa-resnet50'), cwd=tmp_path, status=1)
     assert f'error: {tmp_path}/data/imagenet/train does not exist: expected the images' in output

@@ -119,7 +119,8 @@ def test_labels_in_a_file(config, tmp_path, finished):
     assert IMAGENET.check_result(result, folder) == []
     (root / 'labels.txt').write_text('\n'.join(['no label', *lines]))
     problem, = IMAGENET.check_result(result, folder)
-    assert "labels.txt, line 1: 'no label' is not the path of an image" in problem
+    assert "labels.txt, line 1: expected the path of an image" in problem
+    assert problem.endswith("found 'no label'")
 
 
 def test_only_what_is_read_has_to_be_there(config):
