@@ -99,7 +99,7 @@ def test_classifier_for_a_detector_without_attention(tmp_path, resnet, converted
     state = {f'backbone.{key}': value for key, value in resnet.state_dict().items()}
     torch.save(dict(state_dict=state | {'head.fc.weight': torch.zeros(3)}), tmp_path / 'a.pth')
     output, checkpoint = converted(PLAIN, tmp_path / 'a.pth', tmp_path / 'b.pth')
-    assert 'the network of the config has no attention: the weights stay as they are' in output
+    assert "the config's network has no attention: the weights keep their values" in output
     assert checkpoint['state_dict'].keys() == resnet.state_dict().keys()
     for key, value in resnet.state_dict().items():
         assert torch.equal(checkpoint['state_dict'][key], value)
@@ -120,7 +120,7 @@ def test_whole_detector_drops_the_optimizer(tmp_path, converted):
                     optimizer=dict(state={}), message_hub=dict(log_scalars=dict(loss=history))),
                tmp_path / 'a.pth')
     output, checkpoint = converted(SA, tmp_path / 'a.pth', tmp_path / 'b.pth', '--verify')
-    assert 'not carried over, as training starts anew: optimizer, message_hub' in output
+    assert 'not copied, as a new training starts without them: optimizer, message_hub' in output
     assert checkpoint.keys() == {'meta', 'state_dict'}
     assert checkpoint['meta']['dataset_meta'] == dict(classes=('a', ))
     state = checkpoint['state_dict']
@@ -233,7 +233,7 @@ def test_deploy(tmp_path, resnet, retinanet, convert, converted):
         convert(SA, source, tmp_path / 'c.pth', '--deploy', '--cfg-options',
                 'model.backbone.attention.fc=conv')
     assert not (tmp_path / 'c.pth').exists()
-    with pytest.raises(SystemExit, match=r'deploy=True of SAResNet .* leave it out'):
+    with pytest.raises(SystemExit, match=r'deploy=True of SAResNet .* Leave it out'):
         convert(PLAIN, source, tmp_path / 'c.pth', '--deploy')
 
 

@@ -238,7 +238,7 @@ def test_torch_distributed_starts_our_tool(tmp_path, script, args, expected):
     ('train.py', ['--amp'], '^error: --amp: .* Leave it out'),
     ('train.py', ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper'],
      '^error: optim_wrapper.type=AmpOptimWrapper: .* Leave it out'),
-    ('test.py', ['a.pth', '--tta'], '^error: --tta: MaskRCNN finds masks, .* Leave it out'),
+    ('test.py', ['a.pth', '--tta'], '^error: --tta: MaskRCNN predicts masks, .* Leave it out'),
 ], ids=['amp', 'amp in the config', 'tta'])
 def test_options_that_cannot_work(tmp_path, monkeypatch, name, args, message):
     torch.save(dict(state_dict={}), tmp_path / 'a.pth')
@@ -279,7 +279,7 @@ def test_synchronised_batch_norms_without_a_gpu(tmp_path):
     result = tool('train.py', CONFIG, '--launcher', 'pytorch', '--cfg-options', *options,
                   cwd=tmp_path)
     assert result.returncode == 1
-    assert 'error: PyTorch synchronises batch norms between GPUs only' in result.stderr
+    assert 'error: synchronised batch norm needs GPUs' in result.stderr
     assert result.stderr.endswith(
-        'On CPUs leave that out: --cfg-options model.backbone.norm_cfg.type=BN '
+        'On CPUs, use ordinary batch norm: --cfg-options model.backbone.norm_cfg.type=BN '
         'model.roi_head.bbox_head.norm_cfg.type=BN sync_bn=None\n')
