@@ -55,7 +55,7 @@ linkcheck: install
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
-	$(RUN) docs/prose.py
+	$(RUN) tests/prose.py
 
 # Download what install takes from the package index, for a machine without access to it.
 wheels: install

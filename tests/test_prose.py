@@ -1,12 +1,11 @@
 """The prose linter finds what it should, and leaves code and tables alone."""
-import runpy
-
 import pytest
 
 from pages import PAGES, ROOT
 
 pytest.importorskip('proselint', reason='proselint is not installed: make install')
-PROSE = runpy.run_path(str(ROOT / 'docs/prose.py'))
+import prose
+
 SHORT = 'A short sentence. ' * 9
 
 
@@ -25,9 +24,16 @@ SHORT = 'A short sentence. ' * 9
     (f'`{"word " * 40}` is one word. So is [this]({"x" * 99}).', None, None),
 ])
 def test_problems(text, line, message):
-    found = [(line, text) for line, _, text in PROSE['problems'](text)]
+    found = [(line, text) for line, _, text in prose.problems(text)]
     assert found == ([(line, message)] if message else [])
 
 
-def test_all_pages_are_linted():
-    assert sorted(PROSE['PAGES']) == PAGES
+@pytest.mark.parametrize(('problems', 'status'), [([], 0), ([(2, 7, 'Write "fix".')], 1)],
+                         ids=['good', 'bad'])
+def test_all_pages_are_linted(monkeypatch, capsys, problems, status):
+    monkeypatch.setattr(prose, 'problems', lambda page: problems)
+    with pytest.raises(SystemExit) as end:
+        prose.main()
+    assert end.value.code == status
+    lines = [f'{page.relative_to(ROOT)}:2:7: Write "fix".' for page in PAGES]
+    assert capsys.readouterr().out.splitlines() == (lines if problems else [])

@@ -6,7 +6,6 @@ sentences.
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from statistics import mean
 
 from proselint.checks import __register__ as OF_PROSELINT
@@ -15,9 +14,8 @@ from proselint.registry import CheckRegistry
 from proselint.registry.checks import Check, CheckResult, types
 from proselint.tools import LintFile
 
-ROOT = Path(__file__).parents[1]
-PAGES = [page for folder in ('', 'configs', 'docs', 'docs/api')
-         for page in sorted((ROOT / folder).glob('*.md'))]
+from pages import FENCED, PAGES, ROOT
+
 LONGEST = 35  # words in a sentence
 LONGEST_MEAN = 16  # words in a page's mean sentence
 
@@ -44,7 +42,7 @@ WORDS = {
 }
 SECOND_IDEA = r'[:;] (?:it|they|this|that|there|we|you|its|their|otherwise|without|so|then)\b'
 
-UNREAD = re.compile(r'^( *)```.*?^\1```$|<!--.*?-->|(?<=\])\([^)\s]+\)', re.DOTALL | re.MULTILINE)
+UNREAD = re.compile(rf'{FENCED.pattern}|<!--.*?-->|(?<=\])\([^)\s]+\)', FENCED.flags)
 CODE = re.compile(r'`[^`]+`')
 BLOCK = re.compile(r'(?:(?!\n\s*\n|\n *(?:[-*|]|\d+\.) ).)+', re.DOTALL)
 MARKER = re.compile(r'\s*(?:(?:[-*]|\d+\.) )?')
