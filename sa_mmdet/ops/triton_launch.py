@@ -297,6 +297,8 @@ def _power_of_two(number: int) -> int:
 
 def _in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """Return ``x`` with the pixels of a plane, or the channels of a pixel, side by side."""
+    if x.is_contiguous(memory_format=layout):
+        return x
     h, w = x.shape[2:]
     rows = w == 1 or x.stride(3) == 1
     columns = h == 1 or x.stride(2) == w

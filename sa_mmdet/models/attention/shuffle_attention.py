@@ -96,9 +96,10 @@ class ShuffleAttention(AttentionLayer):
 
         None if a part is left out or replaced, as in the paper's Table 1.
         """
-        if self.fc != 'affine' or self.gn is None or not self.shuffle:
+        gn = self.gn  # each attribute of a module costs a search
+        if self.fc != 'affine' or gn is None or not self.shuffle:
             return None
-        return (self.cweight, self.cbias, self.sweight, self.sbias, self.gn.weight, self.gn.bias)
+        return self.cweight, self.cbias, self.sweight, self.sbias, gn.weight, gn.bias
 
     def attend(self, x: Tensor) -> Tensor:
         operands = self.operands
