@@ -89,14 +89,14 @@ def _gradients(ctx, dout, _):
     dz, didentity, of_batch_norm, of_parameters = backward(
         dout, z, out, stats, *settings, implementation)
     return (dz if wanted[0] else None, didentity if wanted[1] else None,
-            *_rows(of_batch_norm, tensors[:2]), None, None, *_rows(of_parameters, tensors[4:]),
-            None, None, None, None)
+            *_rows(of_batch_norm, tensors[:2], wanted[2:4]), None, None,
+            *_rows(of_parameters, tensors[4:], wanted[6:12]), None, None, None, None)
 
 
-def _rows(gradients: Tensor, tensors: list[Tensor]) -> list[Tensor | None]:
-    """Return a row for each tensor, in its shape. Autograd converts it to the tensor's dtype."""
-    return [None if tensor is None else row.view_as(tensor)
-            for row, tensor in zip(gradients.unbind(), tensors, strict=True)]
+def _rows(gradients: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...]) -> list:
+    """Return a gradient for each tensor that wants one, in its shape. Autograd sets the dtype."""
+    return [gradient.view_as(tensor) if want else None
+            for gradient, tensor, want in zip(gradients.unbind(), tensors, wanted, strict=True)]
 
 
 torch.library.register_autograd(
