@@ -194,13 +194,13 @@ def test_deployed_backbone_loads_all_weights(load):
 @pytest.mark.parametrize('layer', ['EfficientChannelAttention', 'SqueezeExcitation', 'CBAM'])
 def test_deployed_backbone_with_other_attention(layer):
     cfg = dict(type='AttentionResNet', depth=50, attention=layer, base_channels=16)
-    trained, x = randomised(MODELS.build(cfg)).double(), image(64, torch.float64)
+    # of 64 pixels, the last bit moves SqueezeExcitation's features by 1e-12
+    trained, x = randomised(MODELS.build(cfg)).double(), image(96, torch.float64)
     deployed = MODELS.build(dict(cfg, deploy=True)).double()
     for source in (trained, for_deployment(trained)):
         deployed.load_state_dict(source.state_dict())
         for a, e in zip(features(deployed.eval(), x), features(trained, x), strict=True):
-            # the last bit of the images moves SqueezeExcitation's features by 1e-12
-            assert (a - e).abs().max() <= 1e-10 * e.abs().max()
+            assert (a - e).abs().max() <= 1e-12 * e.abs().max()
 
 
 def test_deployed_backbone_leaves_what_is_not_its_own():

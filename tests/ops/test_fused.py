@@ -23,7 +23,7 @@ from fused import (
 )
 
 from sa_mmdet.apps.speed.measure import peak_memory
-from sa_mmdet.ops import bottleneck_tail, dispatch, triton_launch
+from sa_mmdet.ops import bottleneck_tail, dispatch, fused_bn_sa_add_relu, triton_launch
 from sa_mmdet.ops.reference import channel_shuffle
 
 FUSED = pytest.mark.parametrize('implementation', ['cpu', 'triton'])
@@ -241,6 +241,21 @@ def test_frozen(implementation, place, frozen):
             assert tensor.grad is None
         else:
             torch.testing.assert_close(tensor.grad, expected[key], rtol=0, atol=0)
+
+
+def test_hooks_see_wanted_gradients_only():
+    operands, dout = random_operands((2, 8, 5, 4), 'bottleneck')
+    tensors = operands.differentiable()
+    wanted = ['z', BATCH_NORM[1], PARAMETERS[2]]
+    for name, tensor in tensors.items():
+        tensor.requires_grad_(name in wanted)
+    z, identity, batch_norm, parameters, groups = operands
+    out = fused_bn_sa_add_relu(z, identity, batch_norm, *parameters, groups=groups)
+    seen = []
+    out.grad_fn.register_hook(lambda gradients, _: seen.extend(gradients))
+    out.backward(dout)
+    assert [gradient.shape for gradient in seen if gradient is not None] == [
+        tensors[name].shape for name in wanted]
 
 
 @FUSED
